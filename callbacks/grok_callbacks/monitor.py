@@ -1,0 +1,221 @@
+"""The base of everything that watches a training run and provably changes nothing."""
+
+import re
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar, final
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import Logger
+from torch import Tensor, nn
+from typing_extensions import override
+
+from .protocols import HasMembers
+from .schedule import Schedule
+
+__all__ = ["Monitor", "find_submodule", "named_array", "validation_due"]
+
+_OWED = "grok_callbacks.validation_owed"
+
+named_array = tuple[tuple[str, ...], Tensor]
+"""Names of the dimensions of an array, and the array."""
+
+
+class Monitor(Callback, ABC):
+    """Measures a model on a schedule, keeps the history, and leaves training as it was.
+
+    A subclass names its arrays in :attr:`dims` and returns them from :meth:`measure`; all else is done here, once:
+    gradients are off, random generators and train/eval modes are put back, a step is measured once even if Lightning
+    passes it several times, the history is part of every checkpoint, so that a resumed run has all of it.
+
+    Steps count optimizer steps applied to the weights that are measured; 0 is the initial weights.
+
+    Args:
+        schedule: When to measure.
+        name: Name of the record's group and prefix of logged scalars; ``[a-z][a-z0-9_]*``.
+
+    Attributes:
+        dims: Own dimensions of every array, after member (``{"norm": ("neuron",)}``).
+        labels: Names along a dimension, where it has any (``{"split": ("train", "held_out")}``).
+        seconds: Wall-clock seconds spent measuring, in this process.
+
+    Raises:
+        ValueError: If the name has another form.
+
+    """
+
+    dims: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    labels: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+
+    def __init__(self, schedule: Schedule, name: str) -> None:
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+            raise ValueError(f"name: expected lower-case letters, digits and _, starting with a letter, got '{name}'")
+        self.schedule = schedule
+        self.name = name
+        self.seconds = 0.0
+        self._steps: list[int] = []
+        self._values: dict[str, list[Tensor]] = {}
+        self._owed: int | None = None
+
+    @abstractmethod
+    def measure(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Tensor]:
+        """Return the arrays of the model as it is now, ``(E, *dims)`` each; ``{}`` where there is nothing to measure.
+
+        For a module without members E is 1. Runs on every process.
+        """
+
+    def scalars(self, values: dict[str, Tensor]) -> dict[str, float]:
+        """Return what to write to the loggers for one measurement; nothing by default."""
+        del values
+        return {}
+
+    def draw(self, logger: Logger, step: int, values: dict[str, Tensor]) -> None:
+        """Write to a logger what is more than scalars; nothing by default."""
+        del logger, step, values
+
+    def attributes(self) -> dict[str, str | int | float]:
+        """Return what the record should say about how this was measured."""
+        return {}
+
+    @property
+    def steps(self) -> Tensor:
+        """Measured steps, ``(T,)``, int64, ascending."""
+        return torch.tensor(self._steps, dtype=torch.int64)
+
+    @property
+    def history(self) -> dict[str, Tensor]:
+        """Everything measured so far: ``{name: (T, E, *dims)}``, on the CPU."""
+        return {name: torch.stack(values) for name, values in self._values.items()}
+
+    def record(self) -> dict[str, named_array]:
+        """Return what the run should leave: arrays with the names of their dimensions; ``{}`` if nothing was measured.
+
+        Without the coordinate ``step`` nothing in the group is a function of the step.
+        """
+        if not self._steps:
+            return {}
+        arrays: dict[str, named_array] = {"step": (("step",), self.steps)}
+        for name, values in self.history.items():
+            arrays[name] = (("step", "member", *self.dims[name]), values)
+        return arrays
+
+    @property
+    @override
+    def state_key(self) -> str:
+        return self._generate_state_key(name=self.name)
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        # Stacked: a checkpoint of many small tensors takes hundreds of times as long to write.
+        return {"steps": self.steps, "values": self.history}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._steps = state_dict["steps"].tolist()
+        self._values = {name: list(values.unbind(0)) for name, values in state_dict["values"].items()}
+
+    @override
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if self.schedule.at_validation:
+            # Saved between a step and the validation that belongs to it: Lightning does not make up for it on resume.
+            checkpoint[_OWED] = validation_due(trainer)
+
+    @override
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if checkpoint.get(_OWED, False):
+            self._owed = checkpoint["global_step"]
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        step = trainer.global_step
+        if self.schedule.at_validation:
+            if step in (0, self._owed):
+                self._measure(trainer, pl_module)
+        elif self.schedule.due(step):
+            self._measure(trainer, pl_module)
+
+    @override
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self.schedule.due(trainer.global_step):
+            self._measure(trainer, pl_module)
+
+    @override
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.schedule.at_validation and not trainer.sanity_checking and trainer.state.fn == "fit":
+            self._measure(trainer, pl_module)
+
+    @final
+    def _measure(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        step = trainer.global_step
+        if self._steps and step <= self._steps[-1]:
+            return
+        began = time.perf_counter()
+        modes = [(module, module.training) for module in pl_module.modules()]
+        devices = [pl_module.device] if pl_module.device.type == "cuda" else []
+        try:
+            with torch.no_grad(), torch.random.fork_rng(devices=devices):
+                values = self.measure(trainer, pl_module)
+        finally:
+            for module, mode in modes:
+                module.training = mode
+        if values:
+            values = {name: value.detach().to("cpu", copy=True) for name, value in values.items()}
+            self._check(values, pl_module)
+            self._steps.append(step)
+            for name, value in values.items():
+                self._values.setdefault(name, []).append(value)
+            self._log(trainer, step, values)
+        self.seconds += time.perf_counter() - began
+
+    def _check(self, values: dict[str, Tensor], pl_module: LightningModule) -> None:
+        members = pl_module.n_members if isinstance(pl_module, HasMembers) else 1
+        for name, value in values.items():
+            if name not in self.dims:
+                raise ValueError(f"{type(self).__name__}: measured '{name}', but dims name {sorted(self.dims)}")
+            if value.ndim != 1 + len(self.dims[name]) or value.shape[0] != members:
+                raise ValueError(
+                    f"{type(self).__name__}: expected '{name}' of shape (member, {', '.join(self.dims[name])}) with "
+                    f"{members} members, got {tuple(value.shape)}"
+                )
+
+    def _log(self, trainer: Trainer, step: int, values: dict[str, Tensor]) -> None:
+        """Write scalars to every logger at this very step; ``pl_module.log`` would lose or mislabel them."""
+        scalars = {f"{self.name}/{key}": value for key, value in self.scalars(values).items()}
+        for logger in trainer.loggers:
+            if scalars:
+                logger.log_metrics(scalars, step=step)
+            self.draw(logger, step, values)
+
+
+def validation_due(trainer: Trainer) -> bool:
+    """Return whether Lightning validates after the batch that was just trained on, by the Trainer's own flags."""
+    every = trainer.check_val_every_n_epoch
+    interval = trainer.val_check_batch
+    if not trainer.enable_validation or not interval or interval == float("inf"):
+        return trainer.enable_validation and interval == float("inf") and trainer.is_last_batch
+    if every is None:
+        return bool((trainer.fit_loop.total_batch_idx + 1) % interval == 0)
+    return bool((trainer.current_epoch + 1) % every == 0 and (trainer.fit_loop.batch_idx + 1) % interval == 0)
+
+
+def find_submodule(pl_module: LightningModule, path: str) -> nn.Module:
+    """Return the submodule with this dotted name, whether or not it was wrapped or compiled.
+
+    Raises:
+        ValueError: If there is none; the message lists those that exist.
+
+    """
+    names = {_plain(name): module for name, module in pl_module.named_modules() if name}
+    if path not in names:
+        raise ValueError(f"layer: the model has no '{path}'; it has {', '.join(names) or 'no submodules'}")
+    return names[path]
+
+
+def _plain(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part not in ("_orig_mod", "_forward_module"))
+
+

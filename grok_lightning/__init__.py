@@ -1,0 +1,13 @@
+"""Study grokking with PyTorch Lightning: populations of networks that memorise first and generalise much later."""
+
+from importlib.metadata import version
+
+from grok_lightning.data import TableData
+from grok_lightning.modules import MLP, GrokModule
+from grok_lightning.runs import LastCheckpoint, Recorder, Run
+from grok_lightning.runs import open_run as open  # noqa: A004 - grok_lightning.open("runs/parity")
+from grok_lightning.tasks import SparseParity, Task
+
+__all__ = ["MLP", "GrokModule", "LastCheckpoint", "Recorder", "Run", "SparseParity", "TableData", "Task", "open"]
+
+__version__ = version("grok-lightning")

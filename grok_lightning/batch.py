@@ -1,0 +1,27 @@
+"""What a training step receives: the one agreement between data modules and modules."""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+__all__ = ["Batch"]
+
+
+class Batch(NamedTuple):
+    """Rows of E members.
+
+    A plain ``(inputs, targets)`` pair of any ``DataLoader``, shared by all members, is accepted in its place.
+
+    Attributes:
+        inputs: ``(E, B, ...)``, or ``(B, ...)`` shared by all members.
+        targets: ``(E, B)``, or ``(B,)`` shared by all members; the labels as given, noise included.
+        weights: ``(E, B)``, summing to 1 over the rows of one member's whole batch (0 = padding), or ``None`` for the
+            plain mean over B.
+        true_targets: ``(E, B)`` labels without noise, or ``None`` where there is no noise.
+
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    weights: Tensor | None = None
+    true_targets: Tensor | None = None

@@ -1,0 +1,370 @@
+"""The command line: composes modules, data and callbacks, links them, and speaks clear errors. Holds no science."""
+
+import difflib
+import os
+import re
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+import yaml
+from grok_callbacks import LearningCurves, Onset
+from jsonargparse import Namespace
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+from typing_extensions import override
+
+from grok_lightning import report
+from grok_lightning.data import GrokData
+from grok_lightning.modules import GrokModule
+from grok_lightning.population import check_consumed, members_table
+from grok_lightning.runs import (
+    CONFIG,
+    LastCheckpoint,
+    Recorder,
+    checkpoint_fault,
+    claim_directory,
+    find_run,
+    newest_checkpoint,
+    open_run,
+    release_directory,
+    run_of_checkpoint,
+)
+from grok_lightning.terminal import StepBar, Summary
+
+__all__ = ["GrokCLI", "main"]
+
+PROGRAM = "python -m grok_lightning"
+RUNS = "runs"
+
+
+class UserError(Exception):
+    """Something that the user can put right; shown as one line, exit code 2."""
+
+
+class Parser(LightningArgumentParser):
+    """Says in one line what is wrong and what may have been meant, instead of pages of usage."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:  # noqa: D102
+        if os.environ.get("JSONARGPARSE_DEBUG"):
+            raise UserError(message) from ex
+        raise UserError(_one_line(message, _options(self)))
+
+
+class GrokCLI(LightningCLI):
+    """LightningCLI with a population, run directories, and what a grokking experiment wants by default."""
+
+    run_directory: Path | None = None
+    _claimed = False
+
+    @override
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument(
+            "--population",
+            type=dict[str, list[int | float] | int | float] | list[dict[str, int | float]] | None,
+            default=None,
+            help="Members to train in lockstep: axes whose product is taken ({seed: [0, 1, 2]}), or a list of members.",
+        )
+        parser.add_argument(
+            "--experiment",
+            type=str | None,
+            default=None,
+            help="Name of the run's directory below trainer.default_root_dir; by default that of the config file.",
+        )
+        parser.add_argument(
+            "--threads",
+            type=int | None,
+            default=None,
+            help="CPU threads of torch; by default decided from the size of the work.",
+        )
+        for target in ("model", "data"):
+            parser.link_arguments("population", f"{target}.init_args.members", compute_fn=_members)
+        for name in ("n_inputs", "n_outputs"):
+            parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
+        parser.set_defaults({"trainer.default_root_dir": RUNS, "trainer.devices": 1, "trainer.num_sanity_val_steps": 0})
+
+    @override
+    def _parse_ckpt_path(self) -> None:
+        # The one private method of Lightning that is overridden: it puts the hyper-parameters of a checkpoint over what
+        # was typed, silently. tests/test_cli.py::test_typed_arguments_win_over_the_checkpoint would notice.
+        """Leave the configuration as it was typed."""
+
+    @override
+    def before_instantiate_classes(self) -> None:
+        if self.subcommand is None:
+            return
+        config = self.config[self.subcommand]
+        self._experiment = config.experiment or _experiment_of(config)
+        root = Path(config.trainer.default_root_dir or RUNS)
+        if config.get("ckpt_path"):
+            config.ckpt_path = str(_checkpoint(config.ckpt_path, root / self._experiment))
+        self._choose_accelerator(config.trainer)
+        if config.threads is not None and config.threads < 1:
+            raise UserError(f"threads: expected at least 1, got {config.threads}")
+
+    @staticmethod
+    def _choose_accelerator(trainer: Namespace) -> None:
+        # MPS has no float64, which the loss and the metrics want; whoever asks for it by name gets it.
+        if trainer.accelerator == "auto" and torch.backends.mps.is_available() and not torch.cuda.is_available():
+            trainer.accelerator = "cpu"
+
+    @override
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except (ValueError, TypeError, NotImplementedError) as error:
+            raise UserError(str(error)) from error
+
+    @override
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        assert isinstance(self.model, GrokModule)
+        check_consumed(self.model.members, self.model.coordinates | self.datamodule.coordinates)
+        config = self._get(self.config_init, "trainer")
+        torch.set_num_threads(self._get(self.config, "threads") or _threads(self.model, self.datamodule))
+        callbacks = config["callbacks"] or []
+        callbacks = [*callbacks] if isinstance(callbacks, list) else [callbacks]
+        if self.subcommand == "fit" and not config["fast_dev_run"]:
+            directory = self._run_directory(config)
+            kwargs["default_root_dir"] = str(directory)
+            if config["logger"] in (None, True):
+                kwargs["logger"] = TensorBoardLogger(
+                    save_dir=directory, name="", version="", purge_step=self._purge_step(), default_hp_metric=False
+                )
+            callbacks += self._default_callbacks(callbacks, config, directory)
+        else:
+            kwargs["logger"] = False
+        if config["enable_progress_bar"] is not False and not _has(callbacks, ProgressBar) and self.subcommand == "fit":
+            callbacks.append(StepBar())
+        if config["enable_model_summary"] is None:
+            kwargs["enable_model_summary"] = False
+        kwargs["callbacks"] = callbacks
+        trainer = super().instantiate_trainer(**kwargs)
+        assert isinstance(trainer, Trainer)
+        return trainer
+
+    def _default_callbacks(self, chosen: Sequence[Callback], config: Namespace, directory: Path) -> list[Callback]:
+        defaults: list[Callback] = [] if _has(chosen, LearningCurves) else [LearningCurves()]
+        if not _has(chosen, Onset):
+            defaults.append(Onset())
+        if config["enable_checkpointing"] is not False and not _has(chosen, LastCheckpoint):
+            defaults.append(LastCheckpoint(directory))
+        parser = self.parser
+        text = parser.dump(self.config, skip_none=False)
+        mine = yaml.safe_load(text)[self.subcommand]
+        mine.pop("config", None)
+        config_text = yaml.safe_dump(mine, sort_keys=False)
+        return [*defaults, Recorder(directory, self._experiment, config_text), Summary()]
+
+    def _run_directory(self, config: Namespace) -> Path:
+        """Return the directory of the run that is continued, or a new one."""
+        resumed = self._resumed_run()
+        if resumed is not None:
+            self.run_directory = resumed
+            return resumed
+        experiment = Path(config["default_root_dir"]) / self._experiment
+        if rank_zero_only.rank != 0:
+            return experiment / "version_of_rank_zero"
+        try:
+            self.run_directory = claim_directory(experiment)
+        except OSError as error:
+            raise UserError(f"cannot write to {experiment}: {error.strerror or error}") from error
+        self._claimed = True
+        return self.run_directory
+
+    def _resumed_run(self) -> Path | None:
+        checkpoint = self._get(self.config, "ckpt_path")
+        return run_of_checkpoint(Path(checkpoint)) if checkpoint else None
+
+    def _purge_step(self) -> int | None:
+        """Return the first step whose events a resumed run writes anew."""
+        checkpoint = self._get(self.config, "ckpt_path")
+        if checkpoint is None or self._resumed_run() is None:
+            return None
+        return int(torch.load(checkpoint, weights_only=True, map_location="cpu")["global_step"]) + 1
+
+    def before_fit(self) -> None:
+        """Say where the run lies, before anything can take time."""
+        if self.run_directory is not None:
+            rank_zero_info(f"{self.run_directory}: {self.model.n_members} members, {torch.get_num_threads()} threads")
+
+    def fit(self, **kwargs: Any) -> None:
+        """Train; what stops it before its first step is told in a line and leaves no directory behind."""
+        try:
+            self.trainer.fit(**kwargs)
+        except (SystemExit, KeyboardInterrupt):
+            self._release_if_untrained()
+            self._say_how_to_resume()
+            raise
+        except Exception as error:
+            if self._release_if_untrained() and not os.environ.get("JSONARGPARSE_DEBUG"):
+                raise UserError(str(error)) from error
+            self._say_how_to_resume()
+            raise
+
+    def after_fit(self) -> None:
+        """Draw the figures."""
+        if self.run_directory is None or not self.trainer.is_global_zero:
+            return
+        page = report.write_report(open_run(self.run_directory).record, self.run_directory)
+        rank_zero_info(f"figures and text: {page}\nagain, or of another run: {PROGRAM} report {self.run_directory}")
+
+    def _release_if_untrained(self) -> bool:
+        """Remove the claimed directory if training never began; return whether it never did."""
+        began = any(isinstance(c, Recorder) and c.started for c in self.trainer.callbacks) or not self._claimed
+        if not began and self.run_directory is not None:
+            root = Path(self._get(self.config, "trainer").default_root_dir or RUNS)
+            release_directory(self.run_directory, root)
+        return not began
+
+    def _say_how_to_resume(self) -> None:
+        if self.run_directory is not None and (self.run_directory / "checkpoints" / "last.ckpt").is_file():
+            last = self.run_directory / "checkpoints" / "last.ckpt"
+            print(f"to go on: {PROGRAM} fit --ckpt_path {last}", file=sys.stderr)  # noqa: T201
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run the command line; ``args`` in place of ``sys.argv[1:]``."""
+    _quiet()
+    argv = list(sys.argv[1:] if args is None else args)
+    try:
+        if argv[:1] == ["report"]:
+            _report(argv[1:])
+            return
+        argv = _with_shipped_configs(_with_config_of_run(argv))
+        sys.argv[1:] = argv
+        GrokCLI(
+            GrokModule,
+            GrokData,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            seed_everything_default=0,
+            parser_class=Parser,
+            save_config_callback=None,
+            parser_kwargs={"prog": PROGRAM, "allow_abbrev": False},
+        )
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        raise SystemExit(2) from (error if os.environ.get("JSONARGPARSE_DEBUG") else None)
+
+
+def _report(argv: Sequence[str]) -> None:
+    if argv and argv[0] in ("-h", "--help"):
+        print(f"usage: {PROGRAM} report [RUN]\n\nDraw a run's figures and page; the newest run's without RUN.")  # noqa: T201
+        return
+    if len(argv) > 1:
+        raise UserError(f"report: expected one run, got {' '.join(argv)}")
+    try:
+        run = open_run(find_run(Path(argv[0] if argv else RUNS)))
+        page = report.write_report(run.record, run.directory)
+    except OSError as error:
+        raise UserError(f"report: {error}") from error
+    print(page)  # noqa: T201
+
+
+def _members(population: Any) -> dict[str, list[int | float]]:
+    plain = population.as_dict() if isinstance(population, Namespace) else population
+    return members_table(plain)
+
+
+def _threads(module: GrokModule, data: GrokData) -> int:
+    """Return how many threads pay for a step of this size; more only wait for one another."""
+    return torch.get_num_threads()
+
+
+def _experiment_of(config: Namespace) -> str:
+    files = config.get("config") or []
+    if files:
+        return Path(str(files[-1])).stem
+    return str(config.model.class_path).rpartition(".")[2].lower()
+
+
+def _checkpoint(path: str, experiment: Path) -> Path:
+    """Return the checkpoint file that ``--ckpt_path`` means: a file, ``last``, or the newest one of a run."""
+    try:
+        if path == "last":
+            return newest_checkpoint(experiment)
+        if Path(path).is_dir():
+            return newest_checkpoint(Path(path))
+    except FileNotFoundError as error:
+        raise UserError(str(error)) from error
+    fault = checkpoint_fault(Path(path))
+    if fault is not None:
+        raise UserError(f"ckpt_path: {path}: {fault}")
+    return Path(path)
+
+
+def _with_config_of_run(argv: list[str]) -> list[str]:
+    """Resume with the configuration of the run that a checkpoint lies in, unless another one is named."""
+    if any(argument.split("=")[0] in ("--config", "-c") for argument in argv) or len(argv) < 2:
+        return argv
+    paths = [b for a, b in zip(argv, argv[1:], strict=False) if a == "--ckpt_path"]
+    paths += [argument.partition("=")[2] for argument in argv if argument.startswith("--ckpt_path=")]
+    if not paths or paths[-1] == "last":
+        return argv
+    path = Path(paths[-1])
+    run = path if path.is_dir() else run_of_checkpoint(path)
+    if run is None or not (run / CONFIG).is_file():
+        return argv
+    return [argv[0], "--config", str(run / CONFIG), *argv[1:]]
+
+
+def _with_shipped_configs(argv: list[str]) -> list[str]:
+    """Put the config that is shipped with the package in the place of one that does not exist here."""
+    result = list(argv)
+    for i, argument in enumerate(argv):
+        option, equals, value = argument.partition("=")
+        if option not in ("--config", "-c"):
+            continue
+        path = Path(value if equals else (argv[i + 1] if i + 1 < len(argv) else ""))
+        if path.exists() or path.suffix not in (".yaml", ".yml"):
+            continue
+        shipped = next((folder / path.name for folder in _config_folders() if (folder / path.name).is_file()), None)
+        if shipped is None:
+            known = sorted({p.name for folder in _config_folders() for p in folder.glob("*.yaml")})
+            near = difflib.get_close_matches(path.name, known, n=1)
+            hint = f"did you mean configs/{near[0]}?" if near else f"shipped are {', '.join(known)}"
+            raise UserError(f"config: there is no file {path}; {hint}")
+        print(f"{path} is not here: using the one shipped with grok_lightning", file=sys.stderr)  # noqa: T201
+        result[i + (0 if equals else 1)] = f"{option}={shipped}" if equals else str(shipped)
+    return result
+
+
+def _config_folders() -> list[Path]:
+    """Return where configs are shipped: inside an installed package, beside it in a source tree."""
+    package = Path(__file__).parent
+    return [package / "configs", package.parent / "configs"]
+
+
+def _has(callbacks: Sequence[Callback], kind: type[Callback]) -> bool:
+    return any(isinstance(callback, kind) for callback in callbacks)
+
+
+def _options(parser: LightningArgumentParser) -> list[str]:
+    return [option for action in parser._actions for option in [action.dest] if option]
+
+
+def _one_line(message: str, known: Sequence[str]) -> str:
+    lines = [line.strip(" -") for line in message.strip().splitlines() if line.strip()]
+    text = " ".join(lines)
+    match = re.search(r"'([\w.]+)' is not accepted|nrecognized arguments: -*([\w.]+)", text)
+    if match:
+        word = match[1] or match[2]
+        near = difflib.get_close_matches(word, known, n=1)
+        if near:
+            text += f"; did you mean {near[0]}?"
+    return text
+
+
+def _quiet() -> None:
+    """Drop warnings of libraries about one another, which a user can do nothing about."""
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated", category=FutureWarning)
+
+

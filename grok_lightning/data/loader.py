@@ -1,0 +1,146 @@
+"""Loaders without collation, workers or copies: the tables live on the device, whole.
+
+They are objects with ``__iter__`` and ``__len__``: Lightning takes a list for a collection of loaders, and asks a loader
+without a length for one batch too early.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from grok_lightning.batch import Batch
+from grok_lightning.population import stream
+
+__all__ = ["RowLoader", "StepLoader"]
+
+
+class RowLoader:
+    """All rows once, in order, in as few batches as the size allows: for validation.
+
+    Args:
+        rows: Rows of all members, ``(E, N, ...)`` each; ``weights`` marks padding with 0.
+        batch_size: Largest number of rows of one member in a batch.
+
+    """
+
+    def __init__(self, rows: Batch, batch_size: int = 4096) -> None:
+        self.rows = rows
+        self.batch_size = batch_size
+
+    def __len__(self) -> int:
+        """Return the number of batches."""
+        # Never 0: a process whose share is empty takes part in the validation all the same.
+        return max(1, -(-self.rows.targets.shape[1] // self.batch_size))
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield batches of consecutive rows."""
+        for i in range(len(self)):
+            start = i * self.batch_size
+            yield Batch(*(None if t is None else t[:, start : start + self.batch_size] for t in self.rows))
+
+
+class StepLoader:
+    """Training batches as a pure function of the optimizer step.
+
+    Member e with n_e rows sees, at step s, batch ``s mod m_e`` of epoch ``s // m_e``, where ``m_e = ceil(n_e / B)``; an
+    epoch is a permutation of its rows, drawn from the member's stream for that epoch, and its last batch is short. A
+    member therefore sees exactly what it would see alone, whatever the sizes of the others; short batches are padded
+    with rows of weight 0. Because a batch depends on nothing but the step, a run resumes exactly at any step.
+
+    Args:
+        inputs: ``(E, N, ...)``, padded to the longest member.
+        targets: ``(E, N)``.
+        sizes: n_e, number of rows of each member.
+        seeds: Seed of each member's batch order.
+        batch_size: B, or ``None`` for the whole training set in one batch (its order is then not drawn).
+        step: Returns the number of optimizer steps taken so far.
+        shard: ``(rank, world)``: this process takes every ``world``-th row from ``rank`` on; the weights are such that
+            gradients *averaged* over processes are those of the whole batch.
+
+    """
+
+    def __init__(
+        self,
+        inputs: Tensor,
+        targets: Tensor,
+        sizes: Sequence[int],
+        seeds: Sequence[int],
+        batch_size: int | None,
+        step: Callable[[], int],
+        shard: tuple[int, int] = (0, 1),
+    ) -> None:
+        self._inputs = inputs
+        self._targets = targets
+        self._sizes = list(sizes)
+        self._seeds = list(seeds)
+        self._batch_size = batch_size
+        self._step = step
+        self._rank, self._world = shard
+        self._steps = [1 if batch_size is None else -(-n // batch_size) for n in self._sizes]
+        self._epochs = [-1] * len(self._sizes)
+        self._shuffled = (inputs, targets)
+        self._same_size = len(set(self._sizes)) == 1
+
+    def __len__(self) -> int:
+        """Return the number of batches in an epoch of the member with most rows."""
+        return max(self._steps)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield the batches of the coming steps, one Lightning epoch of them."""
+        for _ in range(len(self)):
+            yield self.batch(self._step())
+
+    def batch(self, step: int) -> Batch:
+        """Return the batch of step ``step``: inputs ``(E, B, ...)``, targets ``(E, B)``, weights where needed."""
+        inputs, targets = self._epoch_of(step)
+        if self._same_size:
+            return self._shard(*self._slice(inputs, targets, step))
+        return self._shard(*self._ragged(inputs, targets, step))
+
+    def _epoch_of(self, step: int) -> tuple[Tensor, Tensor]:
+        """Return the tables in the order of the epochs that the members are in at ``step``."""
+        if self._batch_size is None:
+            return self._inputs, self._targets
+        epochs = [step // steps for steps in self._steps]
+        if epochs != self._epochs:
+            if self._shuffled[0] is self._inputs:
+                self._shuffled = (self._inputs.clone(), self._targets.clone())
+            for e, (epoch, size) in enumerate(zip(epochs, self._sizes, strict=True)):
+                if epoch != self._epochs[e]:
+                    order = torch.randperm(size, generator=stream(self._seeds[e], f"batch order of epoch {epoch}"))
+                    order = order.to(self._inputs.device)
+                    self._shuffled[0][e, :size] = self._inputs[e, order]
+                    self._shuffled[1][e, :size] = self._targets[e, order]
+            self._epochs = epochs
+        return self._shuffled
+
+    def _slice(self, inputs: Tensor, targets: Tensor, step: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        size = self._batch_size or self._sizes[0]
+        start = step % self._steps[0] * size
+        # An epoch's tables are overwritten in place by the next one: whoever keeps a batch must keep its own copy, but
+        # automatic optimization is done with it before the next is fetched.
+        stop = min(start + size, self._sizes[0])
+        return inputs[:, start:stop], targets[:, start:stop], None
+
+    def _ragged(self, inputs: Tensor, targets: Tensor, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        starts = [step % steps * (self._batch_size or 0) for steps in self._steps]
+        counts = [
+            min(self._batch_size or n, n - start) for start, n in zip(starts, self._sizes, strict=True)
+        ]
+        device = inputs.device
+        position = torch.arange(max(counts), device=device)
+        count = torch.tensor(counts, device=device).unsqueeze(1)
+        rows = torch.tensor(starts, device=device).unsqueeze(1) + torch.minimum(position, count - 1)
+        members = torch.arange(len(counts), device=device).unsqueeze(1)
+        weights = (position < count).to(inputs.dtype if inputs.is_floating_point() else torch.get_default_dtype())
+        return inputs[members, rows], targets[members, rows], weights / count
+
+    def _shard(self, inputs: Tensor, targets: Tensor, weights: Tensor | None) -> Batch:
+        if self._world == 1:
+            return Batch(inputs, targets, weights)
+        if weights is None:
+            dtype = inputs.dtype if inputs.is_floating_point() else torch.get_default_dtype()
+            weights = torch.full(targets.shape, 1 / targets.shape[1], dtype=dtype, device=targets.device)
+        mine = slice(self._rank, None, self._world)
+        return Batch(inputs[:, mine], targets[:, mine], weights[:, mine] * self._world)

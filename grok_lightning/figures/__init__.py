@@ -1,0 +1,74 @@
+"""Figures of a run: each one a pure function of its record, listed with the kinds of record group that it needs.
+
+A new figure is a function in a file of its own and an entry in `FIGURES`; the report draws every figure that the record
+has the groups for. No training, no Lightning, no display.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import xarray as xr
+from matplotlib.figure import Figure
+
+from grok_lightning.figures import curves, neuron_norms
+from grok_lightning.figures.curves import draw_curves, found_curves
+from grok_lightning.figures.neuron_norms import draw_neuron_norms, found_neuron_norms
+from grok_lightning.figures.style import groups_of_kind
+
+__all__ = [
+    "FIGURES",
+    "FigureSpec",
+    "available",
+    "draw_curves",
+    "draw_neuron_norms",
+    "found_curves",
+    "found_neuron_norms",
+    "groups_of_kind",
+]
+
+
+@dataclass(frozen=True)
+class FigureSpec:
+    """A figure, and what it needs.
+
+    Attributes:
+        name: Its name, which is also the stem of its file.
+        title: Its title, in words.
+        kinds: The kinds of record group (class names of monitors) without which it cannot be drawn.
+        draw: From a record to the figure, caption included.
+        how_to_read: What is drawn; the first half of the caption.
+        found: From a record to sentences saying what this run showed; the second half of the caption.
+    """
+
+    name: str
+    title: str
+    kinds: tuple[str, ...]
+    draw: Callable[[xr.DataTree], Figure]
+    how_to_read: str
+    found: Callable[[xr.DataTree], str]
+
+
+FIGURES: tuple[FigureSpec, ...] = (
+    FigureSpec(
+        name="curves",
+        title="Accuracy and loss",
+        kinds=("LearningCurves",),
+        draw=draw_curves,
+        how_to_read=curves.HOW_TO_READ,
+        found=found_curves,
+    ),
+    FigureSpec(
+        name="neuron_norms",
+        title="Norms of the neurons",
+        kinds=("NeuronNormTracker",),
+        draw=draw_neuron_norms,
+        how_to_read=neuron_norms.HOW_TO_READ,
+        found=found_neuron_norms,
+    ),
+)
+"""All figures, in the order of a report."""
+
+
+def available(record: xr.DataTree) -> tuple[FigureSpec, ...]:
+    """The figures that can be drawn from a record: those whose kinds of group it has, in the order of `FIGURES`."""
+    return tuple(spec for spec in FIGURES if all(groups_of_kind(record, kind) for kind in spec.kinds))

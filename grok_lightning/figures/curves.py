@@ -1,0 +1,381 @@
+"""Accuracy and loss over time, with the onsets: the picture of grokking itself."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import xarray as xr
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import FixedLocator, FuncFormatter
+from numpy.typing import NDArray
+
+from grok_lightning.figures.style import (
+    BLUE,
+    LABEL,
+    STRIP,
+    VERMILLION,
+    Clock,
+    Onsets,
+    Palette,
+    Setting,
+    add_caption,
+    add_key,
+    average,
+    count,
+    decimals,
+    draw_step_axis,
+    groups_of_kind,
+    heighten,
+    log_ticks,
+    mark_onsets,
+    mark_onsets_above,
+    member_labels,
+    new_figure,
+    palette,
+    plain,
+    read_onsets,
+    settings,
+    spread,
+    tick_text,
+    tidy,
+)
+
+__all__ = [
+    "HOW_TO_READ",
+    "accuracy_at_memorisation",
+    "delay_sentence",
+    "draw_curves",
+    "found_curves",
+    "onset_sentences",
+]
+
+HOW_TO_READ = (
+    "Accuracy (left) and loss (right) on the rows trained on and on held-out rows. Strong lines: mean over members that "
+    "differ only in their seeds; bands: one standard deviation to either side; faint lines: single members. Onsets are "
+    "marked at the median over members and from the earliest to the latest. Grokking lies between the two onsets."
+)
+
+TRAIN, HELD_OUT = "train", "held_out"
+SPLIT_NAMES = {TRAIN: "rows trained on", HELD_OUT: "held-out rows"}
+SPLIT_COLOURS = {TRAIN: BLUE, HELD_OUT: VERMILLION}
+SPLIT_DASHES: dict[str, Literal["-", "--"]] = {TRAIN: "--", HELD_OUT: "-"}
+
+
+def draw_curves(record: xr.DataTree) -> Figure:
+    """Draws accuracy and loss over time, one row of panels a group of learning curves.
+
+    After Merrill, Tsilivis, Shukla 2023, arXiv 2303.11873, Figure 2 (left and middle): mean and population standard
+    deviation over members, epochs on a log axis. Ours differs: all the held-out rows that the run measured instead of
+    100 test points; every member drawn behind the mean; onsets marked; step 0 visible; the loss on a log axis where it
+    spans more than a factor of five (linear near 0 where a hinge loss reaches 0 exactly; there the
+    band ends at the smallest loss of a member). Members that differ in more than their seeds are averaged within each setting; beyond
+    seven settings the means alone are drawn, on an ordered colour scale.
+
+    Args:
+        record: A record with a group of kind `LearningCurves`; `loss` and `accuracy` over `(step, member, split)` in
+            any order. NaN leaves gaps. Onsets are marked where a group of kind `Onset` exists.
+
+    Returns:
+        The figure, with its caption.
+
+    Raises:
+        ValueError: If the record has no learning curves.
+    """
+    groups = groups_of_kind(record, "LearningCurves")
+    if not groups:
+        raise ValueError("the record has no group of kind LearningCurves: nothing to draw")
+    figure = new_figure(len(groups))
+    rows = figure.subplots(len(groups), 2, squeeze=False)
+    for axes, (name, group) in zip(rows, groups.items(), strict=True):
+        _draw_group(figure, axes, record, group, f" ({name})" if len(groups) > 1 else "")
+    add_caption(figure, f"{HOW_TO_READ} {found_curves(record)}")
+    return figure
+
+
+def _draw_group(figure: Figure, axes: NDArray[Any], record: xr.DataTree, group: xr.Dataset, suffix: str) -> None:
+    clock = Clock.of(record)
+    found = settings(group)
+    key = palette(found)
+    onsets = read_onsets(record, member_labels(group))
+    for panel, name in zip(axes, ("accuracy", "loss"), strict=True):
+        if name == "loss":
+            _scale_loss(panel, _values(group, name, TRAIN), _values(group, name, HELD_OUT))
+        for setting, colour in zip(found, key.colours, strict=True):
+            for split in (TRAIN, HELD_OUT):
+                line = SPLIT_COLOURS[split] if len(found) == 1 else colour
+                dashes = "-" if len(found) == 1 else SPLIT_DASHES[split]
+                _draw_line(panel, clock, group, name, split, setting, line, dashes, behind=key.few)
+            if name == "accuracy" and "true_accuracy" in group:
+                line = SPLIT_COLOURS[TRAIN] if len(found) == 1 else colour
+                _draw_line(panel, clock, group, "true_accuracy", TRAIN, setting, line, ":", behind=False)
+        tidy(panel, f"{name.capitalize()}{suffix}")
+        if len(found) == 1:
+            mark_onsets(panel, clock, onsets, found[0].members)
+        elif key.few:
+            mark_onsets_above(panel, clock, onsets, found, key)
+        draw_step_axis(panel, clock, group["step"].values)
+    _scale_accuracy(axes[0], group)
+    key.add_colourbar(figure, list(axes))
+    if len(found) == 1:
+        add_key(figure, _one_setting_key(axes[0], found[0]), 3 if len(found[0].members) > 1 else 4)
+    else:
+        add_key(figure, _settings_key(found, key, onsets, group), 3)
+        heighten(figure, (STRIP + 4) * len(found) if key.few else 0)
+
+
+def _values(group: xr.Dataset, name: str, split: str) -> NDArray[np.float64]:
+    """One curve of every member: `(T, E)`; all NaN when the split was not measured."""
+    shape = (group.sizes["step"], group.sizes["member"])
+    if name not in group or split not in group["split"].values:
+        return np.full(shape, np.nan)
+    return np.asarray(group[name].sel(split=split).transpose("step", "member").values, dtype=np.float64)
+
+
+def _draw_line(
+    axes: Axes,
+    clock: Clock,
+    group: xr.Dataset,
+    name: str,
+    split: str,
+    setting: Setting,
+    colour: str,
+    dashes: str,
+    *,
+    behind: bool,
+) -> None:
+    """Mean of a setting and, `behind` it, its band and members."""
+    values = _values(group, name, split)[:, setting.members]
+    if not np.isfinite(values).any():
+        return
+    time = clock.time(group["step"].values)
+    mean, deviation = average(values)
+    # A single measurement has no line to be seen by.
+    marker = "o" if np.isfinite(mean).sum() == 1 else None
+    label = f"{name} {split} {setting.label}".strip()
+    width = 1.8 if behind else 1.2
+    axes.plot(time, mean, color=colour, linestyle=dashes, linewidth=width, marker=marker, label=label, zorder=4)
+    if behind and values.shape[1] > 1:
+        low = mean - deviation
+        if axes.get_yscale() != "linear":
+            low = np.maximum(low, np.nanmin(values))
+        axes.fill_between(time, low, mean + deviation, color=colour, alpha=0.22, linewidth=0, zorder=2)
+        axes.plot(time, values, color=colour, linestyle=dashes, linewidth=0.5, alpha=0.4, zorder=3)
+
+
+def _scale_accuracy(axes: Axes, group: xr.Dataset) -> None:
+    lowest = min(
+        (
+            float(np.nanmin(values))
+            for split in SPLIT_NAMES
+            if np.isfinite(values := _values(group, "accuracy", split)).any()
+        ),
+        default=0.0,
+    )
+    axes.set_ylim(0.38 if lowest >= 0.4 else -0.02, 1.02)
+    axes.set_ylabel("accuracy (fraction of rows)", fontsize=LABEL)
+
+
+def _scale_loss(axes: Axes, train: NDArray[np.float64], held_out: NDArray[np.float64]) -> None:
+    """Log scale where the loss spans more than a factor of five; linear near 0 where it reaches 0."""
+    values = np.concatenate([train.ravel(), held_out.ravel()])
+    values = values[np.isfinite(values)]
+    positive = values[values > 0]
+    label = "mean loss"
+    if positive.size and (values <= 0).any():
+        # More than four decades below the largest loss, a hinge loss is noise on its way to 0.
+        exponent = math.floor(math.log10(max(positive.min(), 1e-4 * positive.max())))
+        floor = 10.0**exponent
+        axes.set_yscale("symlog", linthresh=floor, linscale=0.6)
+        axes.yaxis.set_major_locator(FixedLocator([0.0, *log_ticks(floor, float(positive.max()))]))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: tick_text(value, powers=True)))
+        if values.min() >= 0:
+            axes.set_ylim(-0.3 * floor, 1.5 * float(positive.max()))
+        label += f" (log scale,\nlinear below {tick_text(floor, powers=True)})"
+    elif positive.size and positive.max() / positive.min() > 5:
+        axes.set_yscale("log")
+        label += " (log scale)"
+    axes.set_ylabel(label, fontsize=LABEL)
+
+
+def _one_setting_key(axes: Axes, setting: Setting) -> list[Artist]:
+    lines, labels = axes.get_legend_handles_labels()
+    drawn = dict(zip(labels, lines, strict=True))
+    handles: list[Artist] = []
+    for split, name in SPLIT_NAMES.items():
+        if f"accuracy {split}" in drawn:
+            handles.append(Line2D([], [], color=SPLIT_COLOURS[split], linewidth=1.8, label=name))
+    if "true_accuracy train" in drawn:
+        handles.append(Line2D([], [], color=BLUE, linewidth=1.8, linestyle=":", label="the same, true labels"))
+    if handles and len(setting.members) > 1:
+        handles.append(Patch(color="#777777", alpha=0.3, linewidth=0, label="± 1 standard deviation"))
+    if len(handles) == 3:
+        handles.append(Line2D([], [], linestyle="none", label=" "))  # So that the onsets share a column.
+    handles += [line for label, line in drawn.items() if "accuracy" not in label]
+    return handles
+
+
+def _settings_key(found: Sequence[Setting], key: Palette, onsets: Onsets | None, group: xr.Dataset) -> list[Artist]:
+    handles: list[Artist] = []
+    if key.few:
+        handles += [
+            Line2D([], [], color=colour, linewidth=1.8, label=plain(f"{setting.label} ({len(setting.members)})"))
+            for setting, colour in zip(found, key.colours, strict=True)
+        ]
+    for split, name in SPLIT_NAMES.items():
+        handles.append(Line2D([], [], color="#444444", linewidth=1.8, linestyle=SPLIT_DASHES[split], label=name))
+    if "true_accuracy" in group:
+        handles.append(
+            Line2D([], [], color="#444444", linewidth=1.8, linestyle=":", label="rows trained on, true labels")
+        )
+    if key.few and onsets is not None:
+        for event, face in (("memorised", "white"), ("generalised", "#444444")):
+            handles.append(
+                Line2D([], [], color="#444444", marker="o", markersize=4.5, markerfacecolor=face, label=event)
+            )
+    return handles
+
+
+# ---- what the run showed ---------------------------------------------------------------------------------------------
+
+
+def found_curves(record: xr.DataTree) -> str:
+    """What the learning curves of a record show: onsets, and accuracies at memorisation and at the end.
+
+    Returns:
+        Sentences with numbers computed from the record; medians and ranges are over members.
+    """
+    sentences = onset_sentences(record)
+    groups = groups_of_kind(record, "LearningCurves")
+    several = len(groups) > 1
+    for name, group in groups.items():
+        sentences += [f"{name}: {text}" if several else text for text in _accuracy_sentences(record, group)]
+        if not palette(found := settings(group)).few:
+            sentences.append(f"With {len(found)} settings, only their means are drawn.")
+    return " ".join(sentences)
+
+
+def onset_sentences(record: xr.DataTree) -> list[str]:
+    """How many members memorised, generalised and forgot, and when, in one sentence an event and setting.
+
+    Beyond seven settings all members are counted together. The median is over the members to whom the event happened;
+    the others are counted as not having done so by the last step.
+    """
+    kinds = [*groups_of_kind(record, "Onset").values()]
+    if not kinds:
+        return ["Onsets were not looked for."]
+    clock, group = Clock.of(record), kinds[0]
+    onsets = read_onsets(record, member_labels(group))
+    assert onsets is not None
+    found = settings(group)
+    if not palette(found).few:
+        everyone = np.arange(group.sizes["member"])
+        return _sentences_of(clock, onsets, everyone, f"Over all {len(found)} settings, ")
+    return [
+        sentence
+        for setting in found
+        for sentence in _sentences_of(
+            clock, onsets, setting.members, f"With {setting.label}, " if setting.label else ""
+        )
+    ]
+
+
+def _sentences_of(clock: Clock, onsets: Onsets, members: NDArray[np.intp], head: str) -> list[str]:
+    clauses = [_event_words(clock, onsets, members, event) for event in ("memorised", "generalised")]
+    forgot = onsets.happened("forgotten", members)
+    if forgot.size:
+        who = f"{forgot.size} of {len(members)}" if len(members) > 1 else "the member"
+        clauses.append(f"{who} forgot again, at {clock.spread(forgot)}")
+    # One sentence a setting, so that its name is said once.
+    return [f"{head}{'; '.join(clauses)}."] if head else [f"{clause[0].upper()}{clause[1:]}." for clause in clauses]
+
+
+def _event_words(clock: Clock, onsets: Onsets, members: NDArray[np.intp], event: str) -> str:
+    verb = event.removesuffix("d")
+    happened = onsets.happened(event, members)
+    late = members[np.isnan(onsets.step[event][members])]
+    looked = onsets.last_step[event][late]
+    looked = looked[np.isfinite(looked)]
+    by = f"by {clock.at(float(looked.min()))}" if looked.size else "in this run"
+    if len(members) == 1:
+        return f"the member did not {verb} {by}" if late.size else f"the member {event} at {clock.spread(happened)}"
+    if happened.size == 0:
+        return f"none of the {len(members)} members {event} {by}"
+    who = f"all {len(members)}" if late.size == 0 else f"{happened.size} of {len(members)}"
+    rest = f", and {late.size} did not {by}" if late.size else ""
+    return f"{who} members {event}, at {clock.spread(happened)}{rest}"
+
+
+def delay_sentence(record: xr.DataTree) -> str:
+    """How many times as many steps generalising took as memorising; empty when no member did both after step 0."""
+    groups = [*groups_of_kind(record, "Onset").values()]
+    if not groups:
+        return ""
+    onsets = read_onsets(record, member_labels(groups[0]))
+    assert onsets is not None
+    both = np.isfinite(onsets.step["generalised"]) & (np.nan_to_num(onsets.step["memorised"]) > 0)
+    if not both.any():
+        return ""
+    ratio = onsets.step["generalised"][both] / onsets.step["memorised"][both]
+    low, middle, high = (f"{value:.1f}" for value in (ratio.min(), np.median(ratio), ratio.max()))
+    over = "" if low == high else f" (median of {count(ratio.size, 'member')}; range {low} to {high})"
+    return f"Generalising took {middle} times as many steps as memorising{over}."
+
+
+def accuracy_at_memorisation(record: xr.DataTree, group: xr.Dataset) -> NDArray[np.float64]:
+    """Held-out accuracy of each member at the measured step nearest to its memorisation.
+
+    Args:
+        record: The record of a run.
+        group: Its group of learning curves.
+
+    Returns:
+        `(E,)`; NaN for a member that did not memorise or that has no held-out rows.
+    """
+    held_out = _values(group, "accuracy", HELD_OUT)
+    onsets = read_onsets(record, member_labels(group))
+    result = np.full(held_out.shape[1], np.nan)
+    if onsets is None or group.sizes["step"] == 0:
+        return result
+    steps = group["step"].values
+    for member, step in enumerate(onsets.step["memorised"]):
+        if np.isfinite(step):
+            result[member] = held_out[np.abs(steps - step).argmin(), member]
+    return result
+
+
+def last_accuracy(group: xr.Dataset, split: str) -> tuple[NDArray[np.float64], int | None]:
+    """Accuracy of each member at the last step at which the split was measured.
+
+    Args:
+        group: A group of learning curves.
+        split: `train` or `held_out`.
+
+    Returns:
+        `(E,)`, NaN for members without a value at that step; and the step, None when the split was never measured.
+    """
+    values = _values(group, "accuracy", split)
+    measured = np.flatnonzero(np.isfinite(values).any(axis=1))
+    if not measured.size:
+        return np.full(values.shape[1], np.nan), None
+    return values[measured[-1]], int(group["step"].values[measured[-1]])
+
+
+def _accuracy_sentences(record: xr.DataTree, group: xr.Dataset) -> list[str]:
+    clock = Clock.of(record)
+    sentences = []
+    then = accuracy_at_memorisation(record, group)
+    then = then[np.isfinite(then)]
+    if then.size:
+        sentences.append(f"Held-out accuracy at memorisation was {spread(then, decimals)}.")
+    for split, name in ((TRAIN, "Training"), (HELD_OUT, "Held-out")):
+        end, step = last_accuracy(group, split)
+        if step is None:
+            sentences.append(f"{name} accuracy was not measured.")
+        else:
+            sentences.append(f"{name} accuracy at {clock.at(step)} was {spread(end[np.isfinite(end)], decimals)}.")
+    return sentences

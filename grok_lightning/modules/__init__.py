@@ -1,0 +1,7 @@
+"""LightningModules: one abstract base, final ones for each network."""
+
+from grok_lightning.modules.member_mean import MemberMean
+from grok_lightning.modules.mlp import MLP
+from grok_lightning.modules.module import GrokModule
+
+__all__ = ["GrokModule", "MLP", "MemberMean"]

@@ -1,0 +1,313 @@
+"""The LightningModule that trains a population."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+from typing_extensions import override
+
+from grok_lightning.batch import Batch
+from grok_lightning.losses import Loss, check_labels, correct, get_loss
+from grok_lightning.modules.member_mean import MemberMean
+from grok_lightning.networks import Network
+from grok_lightning.optim import MemberDecay, check_elementwise
+from grok_lightning.population import Coordinate, Populated, as_members, check_consumed, n_members, seeds, stream
+
+__all__ = ["GrokModule"]
+
+SPLITS = ("train", "val")
+IN_BAR = ("train/accuracy", "val/accuracy")
+
+
+class GrokModule(LightningModule, ABC):
+    """Trains the E members of a population in lockstep, by automatic optimization.
+
+    The loss of a step is the *sum* over members of each member's own mean over rows, so that every member moves as it
+    would alone. Validation measures the rows that are trained on and the held-out rows, for every member; population
+    means are logged as ``train/loss``, ``train/accuracy``, ``val/loss``, ``val/accuracy`` (``val`` = held out) at the
+    number of optimizer steps taken, and ``train/true_accuracy`` beside them where labels are noisy.
+
+    Coordinates: ``seed``; ``init_seed`` (initial weights; ``seed`` where not given); ``weight_decay`` (in place of the
+    optimizer's).
+
+    Args:
+        loss: Name of a loss, or a function ``(logits (E, B, C), targets (E, B)) -> (E, B)``.
+        optimizer: Makes the optimizer from parameters.
+        scheduler: Makes a learning-rate scheduler from the optimizer; it is stepped every optimizer step.
+        members: Table of coordinates, equal-length lists; ``None`` is one member with seed 0.
+
+    Attributes:
+        network: The network, ``None`` until Lightning (or a first call) configures the model.
+
+    """
+
+    coordinates: ClassVar[frozenset[str]] = frozenset({"seed", "init_seed", "weight_decay"})
+
+    network: nn.Module | None
+
+    def __init__(
+        self,
+        loss: str | Loss,
+        optimizer: OptimizerCallable,
+        scheduler: LRSchedulerCallable | None,
+        members: Mapping[str, Sequence[Coordinate]] | None,
+    ) -> None:
+        super().__init__()
+        self.members = as_members(members)
+        self.loss = get_loss(loss)
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self.network = None
+        self.metrics = nn.ModuleDict(
+            {
+                f"{split}_{name}": MemberMean(self.n_members)
+                for split in SPLITS
+                for name in ("loss", "accuracy", "true_accuracy")
+            }
+        )
+        self._member_metrics: tuple[int, dict[str, Tensor]] | None = None
+        self._labels_checked = False
+        decay = self.members.get("weight_decay")
+        self._decay = None if decay is None else MemberDecay([float(value) for value in decay])
+
+    @abstractmethod
+    def build_network(self, generators: Sequence[torch.Generator]) -> nn.Module:
+        """Return the network, drawn from one CPU generator a member.
+
+        A plain ``nn.Module`` that maps ``(B, ...)`` to ``(B, C)`` serves a population of one.
+        """
+
+    @property
+    def n_members(self) -> int:
+        """E, the number of members."""
+        return n_members(self.members)
+
+    def keep_hyperparameters(self) -> None:
+        """Save the arguments of the final class's ``__init__``, without functions: a checkpoint holds plain types.
+
+        Call it last in ``__init__``. Under the command line a class path stands in a function's place and is kept.
+        """
+        for name in [name for name, value in self.hparams.items() if callable(value)]:
+            del self.hparams[name]
+        self._hparams_initial = self.hparams.copy()
+
+    @override
+    def configure_model(self) -> None:
+        """Build the network, once."""
+        if self.network is not None:
+            return
+        network = self.build_network([stream(seed, "initial weights") for seed in seeds(self.members, "init_seed")])
+        if not isinstance(network, Network) and self.n_members > 1:
+            raise MisconfigurationException(
+                f"{type(network).__name__} has no member axis: it can be a population of one, not of {self.n_members}"
+            )
+        self.network = network
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return logits ``(E, B, C)`` for inputs ``(E, B, ...)`` or ``(B, ...)``; a plain network takes the latter only."""
+        self.configure_model()
+        assert self.network is not None
+        logits: Tensor = self.network(inputs)
+        return logits if isinstance(self.network, Network) else logits.unsqueeze(0)
+
+    def member(self, index: int) -> Network:
+        """Return the network of member ``index``, a copy with a population of one.
+
+        Raises:
+            IndexError: If there is no such member.
+            TypeError: If the network is a plain module, which has no members to choose from.
+
+        """
+        self.configure_model()
+        if not isinstance(self.network, Network):
+            raise TypeError(f"{type(self.network).__name__} has no member axis; use module.network itself")
+        return self.network.member(index)
+
+    @override
+    def setup(self, stage: str) -> None:
+        """Refuse what would train wrongly without a word."""
+        datamodule = self._populated_data()
+        consumed = set(self.coordinates)
+        if datamodule is not None:
+            if datamodule.members != self.members:
+                raise MisconfigurationException(
+                    f"members of the model and of the data differ: {self.members} and {datamodule.members}"
+                )
+            consumed |= datamodule.coordinates
+        check_consumed(self.members, consumed)
+        if stage == "fit" and self.n_members > 1 and self.trainer.gradient_clip_val:
+            if self.trainer.gradient_clip_algorithm != "value":
+                raise MisconfigurationException(
+                    "gradient_clip_val: one norm over all members would couple them; use "
+                    "gradient_clip_algorithm: value, or a population of one"
+                )
+
+    @override
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        optimizer = self.optimizer(self.parameters())
+        if self.n_members > 1:
+            check_elementwise(optimizer)
+        if self._decay is not None:
+            self._decay.take_over(optimizer)
+        if self.scheduler is None:
+            return optimizer
+        scheduler = self.scheduler(optimizer)
+        if isinstance(scheduler, ReduceLROnPlateau):
+            if self.n_members > 1:
+                raise MisconfigurationException(
+                    "ReduceLROnPlateau: one learning rate for all members, chosen by their mean, would couple them; use "
+                    "a population of one"
+                )
+            monitor = getattr(scheduler, "monitor", "val/loss")
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": monitor}}
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    @override
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        if self._decay is not None:
+            self._decay.apply(optimizer)
+
+    @override
+    def training_step(self, batch: Batch | tuple[Tensor, Tensor] | list[Tensor], batch_idx: int) -> Tensor:
+        """Return the sum over members of each member's mean loss over its rows."""
+        del batch_idx
+        logits, rows = self._logits_of(batch)
+        values = self.loss(logits, rows.targets)
+        if rows.weights is None:
+            return values.mean(dim=1).sum()
+        return (values * rows.weights).sum()
+
+    @override
+    def validation_step(
+        self, batch: Batch | tuple[Tensor, Tensor] | list[Tensor], batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Add rows to the metrics of their split."""
+        del batch_idx
+        self._measure(batch, self._split_of(dataloader_idx))
+
+    @override
+    def on_validation_epoch_end(self) -> None:
+        values = self._compute()
+        if self.trainer.sanity_checking:
+            return
+        if self.trainer.state.fn == "fit":
+            self._publish(values)
+        else:
+            self.log_dict({name: value.mean() for name, value in values.items()}, sync_dist=True)
+
+    @override
+    def test_step(self, batch: Batch | tuple[Tensor, Tensor] | list[Tensor], batch_idx: int) -> None:
+        """Add held-out rows to the metrics."""
+        del batch_idx
+        self._measure(batch, "val")
+
+    @override
+    def on_test_epoch_end(self) -> None:
+        values = self._compute()
+        self.log_dict({name.replace("val/", "test/"): value.mean() for name, value in values.items()}, sync_dist=True)
+
+    @override
+    def predict_step(self, batch: Batch | tuple[Tensor, Tensor] | list[Tensor], batch_idx: int) -> Tensor:
+        """Return logits ``(E, B, C)``."""
+        del batch_idx
+        return self._logits_of(batch)[0]
+
+    def member_metrics(self) -> dict[str, Tensor]:
+        """Return ``{"train/loss": (E,), "val/accuracy": (E,), ...}`` of the weights as they are now.
+
+        Those of the validation at this step where there was one; otherwise the data module's validation loaders are
+        run through, which changes nothing else. ``{}`` without a data module. Must be called on every process.
+        """
+        step = self.trainer.global_step
+        if self._member_metrics is None or self._member_metrics[0] != step:
+            values = self._evaluate()
+            if not values:
+                return {}
+            self._publish(values, callback_metrics=False)
+        assert self._member_metrics is not None
+        return self._member_metrics[1]
+
+    @torch.no_grad()
+    def _evaluate(self) -> dict[str, Tensor]:
+        datamodule = self._populated_data()
+        if datamodule is None:
+            return {}
+        training = self.training
+        self.eval()
+        for index, loader in enumerate(datamodule.val_dataloader()):
+            for batch in loader:
+                self._measure(self.trainer.precision_plugin.convert_input(batch), SPLITS[index])
+        self.train(training)
+        return self._compute()
+
+    def _populated_data(self) -> Populated | None:
+        datamodule = getattr(self.trainer, "datamodule", None)
+        return datamodule if isinstance(datamodule, Populated) else None
+
+    def _publish(self, values: dict[str, Tensor], callback_metrics: bool = True) -> None:
+        """Remember the values of this step, hand means to the loggers and, at a validation, to other callbacks.
+
+        The loggers are written to directly: ``self.log`` would label them with the step before.
+        """
+        step = self.trainer.global_step
+        self._member_metrics = (step, values)
+        means = {name: value.mean() for name, value in values.items()}
+        if callback_metrics:
+            for name, value in means.items():
+                self.log(name, value, logger=False, prog_bar=name in IN_BAR, sync_dist=True)
+        for logger in self.trainer.loggers:
+            logger.log_metrics({name: float(value) for name, value in means.items()}, step=step)
+
+    def _split_of(self, dataloader_idx: int) -> str:
+        """Return the split of a validation loader: rows trained on come first; a stranger's only loader is held out."""
+        loaders = self.trainer.val_dataloaders
+        alone = not isinstance(loaders, list | tuple) or len(loaders) == 1
+        if alone and self._populated_data() is None:
+            return "val"
+        return SPLITS[min(dataloader_idx, 1)]
+
+    def _measure(self, batch: Batch | tuple[Tensor, Tensor] | list[Tensor], split: str) -> None:
+        logits, rows = self._logits_of(batch)
+        mask = None if rows.weights is None else rows.weights > 0
+        self._metric(split, "loss").update(self.loss(logits, rows.targets), mask)
+        self._metric(split, "accuracy").update(correct(logits, rows.targets), mask)
+        if rows.true_targets is not None:
+            self._metric(split, "true_accuracy").update(correct(logits, rows.true_targets), mask)
+
+    def _metric(self, split: str, name: str) -> MemberMean:
+        metric = self.metrics[f"{split}_{name}"]
+        assert isinstance(metric, MemberMean)
+        return metric
+
+    def _compute(self) -> dict[str, Tensor]:
+        """Return the values of the metrics that saw rows, and make them ready for the next time."""
+        values = {}
+        for split in SPLITS:
+            for name in ("loss", "accuracy", "true_accuracy"):
+                metric = self._metric(split, name)
+                if metric.update_called:
+                    values[f"{split}/{name}"] = metric.compute()
+                    metric.reset()
+        return values
+
+    def _logits_of(self, batch: Batch | tuple[Tensor, Tensor] | list[Tensor]) -> tuple[Tensor, Batch]:
+        """Return the logits ``(E, B, C)`` and the rows with targets ``(E, B)``."""
+        rows = batch if isinstance(batch, Batch) else Batch(*batch)
+        # Our own batches lead with E, which a plain network of one member does not know.
+        bare = isinstance(batch, Batch) and not isinstance(self.network, Network)
+        logits = self(rows.inputs.squeeze(0) if bare else rows.inputs)
+        if rows.targets.ndim == 1:
+            rows = rows._replace(targets=rows.targets.expand(logits.shape[0], -1))
+        if not self._labels_checked:
+            check_labels(rows.targets, logits.shape[-1])
+            self._labels_checked = True
+        return logits, rows
+

@@ -1,0 +1,102 @@
+"""Layers with a member axis, computed by batched matrix products."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["MemberLinear", "draw_default", "lead_with_members"]
+
+
+def lead_with_members(inputs: Tensor, n_members: int, row_rank: int) -> Tensor:
+    """Give inputs the leading member axis.
+
+    Args:
+        inputs: ``(B, ...)`` shared by all members, or ``(E, B, ...)``.
+        n_members: E.
+        row_rank: Number of dimensions of one row.
+
+    Returns:
+        ``(E, B, ...)``; shared rows are expanded, not copied.
+
+    Raises:
+        ValueError: For any other rank, or another E.
+
+    """
+    if inputs.ndim == row_rank + 1:
+        return inputs.expand(n_members, *inputs.shape)
+    if inputs.ndim == row_rank + 2 and inputs.shape[0] == n_members:
+        return inputs
+    row = ", ".join(["..."] * row_rank)
+    raise ValueError(
+        f"expected inputs (B, {row}) shared by all members or (E, B, {row}) with E = {n_members}, "
+        f"got {tuple(inputs.shape)}"
+    )
+
+
+def draw_default(shape: Sequence[int], fan_in: int, generator: torch.Generator) -> Tensor:
+    """Draw torch's default initialisation of ``nn.Linear``: uniform in ±1/√fan_in, for weights and biases alike.
+
+    Drawn in float32 on the CPU whatever the default dtype and device are, so that a seed means the same weights in a
+    float64 run and on a GPU.
+
+    Args:
+        shape: Shape of one member's tensor.
+        fan_in: Number of inputs of the layer, at least 1.
+        generator: The member's own CPU generator.
+
+    """
+    bound = 1 / math.sqrt(fan_in)
+    values = torch.empty(tuple(shape), dtype=torch.float32, device="cpu")
+    return values.uniform_(-bound, bound, generator=generator)
+
+
+class MemberLinear(nn.Module):
+    """E affine maps side by side: ``y[e] = x[e] @ weight[e].T + bias[e]``.
+
+    Args:
+        n_members: E.
+        in_features: Width of the input.
+        out_features: Width of the output.
+        bias: Whether there is a bias.
+
+    Attributes:
+        weight: ``(E, out, in)``; ``weight[e]`` is what ``nn.Linear`` would hold.
+        bias: ``(E, out)`` or ``None``.
+
+    """
+
+    bias: nn.Parameter | None
+
+    def __init__(self, n_members: int, in_features: int, out_features: int, bias: bool = True) -> None:
+        super().__init__()
+        self.n_members = n_members
+        self.in_features = in_features
+        self.out_features = out_features
+        self.weight = nn.Parameter(torch.zeros(n_members, out_features, in_features))
+        if bias:
+            self.bias = nn.Parameter(torch.zeros(n_members, out_features))
+        else:
+            self.register_parameter("bias", None)
+
+    @torch.no_grad()
+    def draw(self, generators: Sequence[torch.Generator]) -> None:
+        """Draw torch's default initialisation, member by member, each from its own generator: weight, then bias."""
+        for e, generator in enumerate(generators):
+            self.weight[e].copy_(draw_default(self.weight.shape[1:], self.in_features, generator))
+            if self.bias is not None:
+                self.bias[e].copy_(draw_default(self.bias.shape[1:], self.in_features, generator))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Map ``(E, B, in)`` to ``(E, B, out)``."""
+        if self.bias is None:
+            return torch.bmm(inputs, self.weight.mT)
+        return torch.baddbmm(self.bias.unsqueeze(1), inputs, self.weight.mT)
+
+    def extra_repr(self) -> str:
+        """Return the sizes, for ``print(network)``."""
+        return (
+            f"n_members={self.n_members}, in_features={self.in_features}, out_features={self.out_features}, "
+            f"bias={self.bias is not None}"
+        )

@@ -1,0 +1,64 @@
+"""The contract of a network with members."""
+
+from abc import ABC, abstractmethod
+from typing import Self
+
+from torch import Tensor, nn
+
+__all__ = ["Network"]
+
+
+class Network(nn.Module, ABC):
+    """A network that holds E members: parameters ``(E, ...)``, logits ``(E, B, C)``.
+
+    ``parameter[e]`` is what an ordinary module of member e would hold.
+
+    Attributes:
+        n_members: E.
+
+    """
+
+    n_members: int
+
+    @abstractmethod
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return logits ``(E, B, C)``.
+
+        Args:
+            inputs: Rows shared by all members, or rows of every member with a leading E.
+
+        Raises:
+            ValueError: If the rank or the shape of ``inputs`` fits neither.
+
+        """
+
+    @abstractmethod
+    def like(self, n_members: int) -> Self:
+        """Return a network of the same shape for ``n_members`` members, with weights of no meaning."""
+
+    def member(self, index: int) -> Self:
+        """Return member ``index`` as a network of one member, a copy.
+
+        Raises:
+            IndexError: If there is no such member.
+
+        """
+        if not -self.n_members <= index < self.n_members:
+            raise IndexError(f"member {index} of a population of {self.n_members}")
+        index %= self.n_members
+        one = self.like(1)
+        one.to(next(self.parameters()))
+        one.load_state_dict({name: value[index : index + 1] for name, value in self.state_dict().items()})
+        return one
+
+    def logits(self, inputs: Tensor) -> Tensor:
+        """Return the logits ``(B, C)`` of a network of one member, for scripts that know no member axis.
+
+        Raises:
+            ValueError: If there is more than one member.
+
+        """
+        if self.n_members != 1:
+            raise ValueError(f"logits: {self.n_members} members; choose one by member(index).logits(inputs)")
+        logits: Tensor = self(inputs)
+        return logits.squeeze(0)

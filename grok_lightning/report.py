@@ -1,0 +1,275 @@
+"""The page of a run: what happened, in words, numbers and figures.
+
+One HTML file that needs nothing beside it: pictures are inside, there are no scripts, nothing is fetched. It is written
+from the record alone, so that it can be made again at any time.
+"""
+
+import base64
+import io
+import os
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from grok_lightning.figures import FigureSpec, available
+from grok_lightning.figures.curves import (
+    accuracy_at_memorisation,
+    delay_sentence,
+    last_accuracy,
+    onset_sentences,
+)
+from grok_lightning.figures.style import (
+    Clock,
+    Onsets,
+    decimals,
+    groups_of_kind,
+    member_coordinates,
+    member_labels,
+    number,
+    read_onsets,
+)
+
+__all__ = ["verdict", "write_report"]
+
+DPI = 150
+# Told elsewhere on the page, or too long for a table.
+NOT_LISTED = ("config", "experiment", "kind")
+
+STYLE = """
+:root { color-scheme: light dark; --ink: #1b1b1b; --paper: #ffffff; --quiet: #5d5d5d; --line: #d9d9d9;
+  --tint: #f4f4f2; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e8e8e6; --paper: #161718; --quiet: #a5a5a3; --line: #3a3b3d; --tint: #202224; }
+}
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 62rem; padding: 1.5rem 1rem 4rem; background: var(--paper); color: var(--ink);
+  font: 1rem/1.55 system-ui, sans-serif; overflow-wrap: break-word; }
+h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 .3rem; }
+h2 { font-size: 1.25rem; margin: 2.6rem 0 .6rem; }
+p { max-width: 46rem; margin: .5rem 0; }
+.quiet { color: var(--quiet); font-size: .92rem; }
+.verdict { font-size: 1.1rem; border-left: .25rem solid #0072B2; padding-left: .9rem; margin: 1.2rem 0; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabular-nums; }
+th, td { text-align: left; padding: .35rem .9rem .35rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
+th { font-weight: 600; }
+td.keep, th.keep { white-space: nowrap; }
+figure { margin: 1rem 0; }
+img { display: block; width: 100%; max-width: 100%; height: auto; background: #ffffff; border-radius: .4rem; }
+pre { background: var(--tint); padding: .9rem; overflow-x: auto; font-size: .85rem; line-height: 1.4; }
+summary { cursor: pointer; padding: .3rem 0; font-weight: 600; }
+details { margin: 1.2rem 0; }
+""".strip()
+
+
+def write_report(record: xr.DataTree, directory: str | os.PathLike[str]) -> Path:
+    """Writes the figures of a run and the page that shows them.
+
+    Every figure that the record has the groups for goes to `figures/<name>.png`, with its caption, and into
+    `report.html`, where the caption is text. Each file is written beside its place and then moved there, so that a
+    reader finds either the old one or the new one, whole.
+
+    Args:
+        record: The record of a run, in memory or opened from its file. Groups may be missing and values NaN.
+        directory: The run's directory; made when it does not exist.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        OSError: If the directory cannot be written to.
+    """
+    directory = Path(directory)
+    (directory / "figures").mkdir(parents=True, exist_ok=True)
+    pictures: list[tuple[FigureSpec, bytes]] = []
+    for spec in available(record):
+        figure = spec.draw(record)
+        _write(directory / "figures" / f"{spec.name}.png", _png(figure))
+        figure.supxlabel("")  # On the page the caption is text, which phones and screen readers can read.
+        pictures.append((spec, _png(figure)))
+    path = directory / "report.html"
+    title = str(record.attrs.get("experiment", "")) or "run"
+    # Several runs on one page are several sections.
+    _write(path, _page(title, [_run_section(record, title, pictures)]).encode())
+    return path
+
+
+def verdict(record: xr.DataTree) -> str:
+    """What a run came to, in a few sentences.
+
+    Args:
+        record: The record of a run.
+
+    Returns:
+        How many members memorised and generalised and when (medians and ranges over members), how many times as long
+        generalising took as memorising, how exactly the onsets are known, and whether the run was stopped early.
+    """
+    sentences = [*onset_sentences(record), delay_sentence(record), _resolution_sentence(record)]
+    if record.attrs.get("status") == "stopped":
+        last = record.attrs.get("last_step")
+        sentences.append("The run was stopped" + (f" at {Clock.of(record).at(last)}." if last is not None else "."))
+    return " ".join(sentence for sentence in sentences if sentence)
+
+
+def _resolution_sentence(record: xr.DataTree) -> str:
+    groups = [*groups_of_kind(record, "Onset").values()]
+    if not groups:
+        return ""
+    onsets = read_onsets(record, member_labels(groups[0]))
+    assert onsets is not None
+    known = np.concatenate([onsets.resolution[event] for event in ("memorised", "generalised")])
+    known = known[np.isfinite(known)]
+    if not known.size:
+        return ""
+    low, high = number(float(known.min())), number(float(known.max()))
+    steps = f"{low} {'step' if low == '1' else 'steps'}" if low == high else f"{low} to {high} steps"
+    return f"Each onset is known to within {steps}, the distance to the measurement before it."
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Writes a file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DPI)
+    return buffer.getvalue()
+
+
+def _page(title: str, sections: Sequence[str]) -> str:
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(title)}</title>\n<style>\n{STYLE}\n</style>\n</head>\n<body>\n"
+        + "\n".join(sections)
+        + "\n</body>\n</html>\n"
+    )
+
+
+def _run_section(record: xr.DataTree, title: str, pictures: Sequence[tuple[FigureSpec, bytes]]) -> str:
+    parts = [
+        f"<h1>{escape(title)}</h1>",
+        f'<p class="quiet">{escape(_subtitle(record))}</p>',
+        f'<p class="verdict">{escape(verdict(record))}</p>',
+        _members_table(record),
+        *(_figure(record, spec, picture) for spec, picture in pictures),
+        _config(record),
+        _facts(record),
+    ]
+    return "<main>\n" + "\n".join(part for part in parts if part) + "\n</main>"
+
+
+def _subtitle(record: xr.DataTree) -> str:
+    parts = []
+    members = record.attrs.get("n_members")
+    if members is not None:
+        parts.append(f"{members} {'member' if members == 1 else 'members'}")
+    last = record.attrs.get("last_step")
+    if last is not None:
+        parts.append(f"trained to {Clock.of(record).at(last)}")
+    if "status" in record.attrs:
+        parts.append(str(record.attrs["status"]))
+    return ", ".join(parts)
+
+
+def _members_table(record: xr.DataTree) -> str:
+    """One row a member: its coordinates, its onsets, its accuracies; empty when no group says who the members are."""
+    curves = next(iter(groups_of_kind(record, "LearningCurves").values()), None)
+    onset = next(iter(groups_of_kind(record, "Onset").values()), None)
+    group = curves if curves is not None else onset
+    if group is None:
+        return ""
+    labels = member_labels(group)
+    columns: dict[str, list[str]] = {"member": [number(label) for label in labels]}
+    columns |= {name: [number(value) for value in values] for name, values in member_coordinates(group).items()}
+    onsets = read_onsets(record, labels)
+    clock = Clock.of(record)
+    if onsets is not None:
+        columns["memorised"] = _onset_cells(clock, onsets, "memorised")
+    if onsets is not None and curves is not None:
+        columns["held-out accuracy then"] = _accuracy_cells(accuracy_at_memorisation(record, curves))
+    if onsets is not None:
+        columns["generalised"] = _onset_cells(clock, onsets, "generalised")
+        if np.isfinite(onsets.step["forgotten"]).any():
+            columns["forgotten"] = _onset_cells(clock, onsets, "forgotten")
+    if curves is not None:
+        columns["training accuracy at the end"] = _accuracy_cells(last_accuracy(curves, "train")[0])
+        columns["held-out accuracy at the end"] = _accuracy_cells(last_accuracy(curves, "held_out")[0])
+    note = "" if onset is None else _thresholds(onset)
+    return f"<h2>Members</h2>\n{_table(columns)}{note}"
+
+
+def _onset_cells(clock: Clock, onsets: Onsets, event: str) -> list[str]:
+    cells = []
+    for step, last in zip(onsets.step[event], onsets.last_step[event], strict=True):
+        if np.isfinite(step):
+            cells.append(clock.at(step))
+        else:
+            cells.append(f"not by step {number(float(last))}" if np.isfinite(last) else "not in this run")
+    return cells
+
+
+def _accuracy_cells(values: NDArray[np.float64]) -> list[str]:
+    return [decimals(float(value)) if np.isfinite(value) else "–" for value in values]
+
+
+def _thresholds(onset: xr.Dataset) -> str:
+    settings = ", ".join(f"{name} = {number(value)}" for name, value in onset.attrs.items() if name != "kind")
+    return f'\n<p class="quiet">Onsets were looked for with {escape(settings)}.</p>' if settings else ""
+
+
+def _table(columns: dict[str, list[str]]) -> str:
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in columns)
+    rows = "\n".join(
+        "<tr>" + "".join(f'<td class="keep">{escape(cell)}</td>' for cell in row) + "</tr>"
+        for row in zip(*columns.values(), strict=True)
+    )
+    # Reachable by keyboard, for on a narrow screen it scrolls.
+    return (
+        f'<div class="wide" tabindex="0" role="region" aria-label="members">\n<table>\n<thead><tr>{head}</tr></thead>\n'
+        f"<tbody>\n{rows}\n</tbody>\n</table>\n</div>"
+    )
+
+
+def _figure(record: xr.DataTree, spec: FigureSpec, picture: bytes) -> str:
+    found = escape(spec.found(record))
+    data = base64.b64encode(picture).decode("ascii")
+    return (
+        f"<h2>{escape(spec.title)}</h2>\n<figure>\n"
+        f'<img alt="{escape(spec.title)}: {found}" src="data:image/png;base64,{data}">\n<figcaption>\n'
+        f'<p>{found}</p>\n<p class="quiet">{escape(spec.how_to_read)}</p>\n</figcaption>\n</figure>'
+    )
+
+
+def _config(record: xr.DataTree) -> str:
+    config = str(record.attrs.get("config", ""))
+    if not config:
+        return ""
+    return f"<details>\n<summary>Configuration</summary>\n<pre>{escape(config)}</pre>\n</details>"
+
+
+def _facts(record: xr.DataTree) -> str:
+    """The other attributes of the record: versions, commit, devices and what else was noted."""
+    facts: dict[str, Any] = {str(name): value for name, value in record.attrs.items() if name not in NOT_LISTED}
+    if not facts:
+        return ""
+    rows = "\n".join(
+        f'<tr><th scope="row" class="keep">{escape(name)}</th><td>{escape(number(value))}</td></tr>'
+        for name, value in facts.items()
+    )
+    return f"<details>\n<summary>Versions and other facts</summary>\n<table>\n{rows}\n</table>\n</details>"

@@ -1,0 +1,380 @@
+"""Runs on disk: ``runs/<experiment>/version_N/``, what is written there, and opening it again."""
+
+import os
+import platform
+import re
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import torch
+import xarray as xr
+from grok_callbacks import Monitor
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.utilities import rank_zero_info
+from typing_extensions import override
+
+from grok_lightning.data import GrokData
+from grok_lightning.modules import GrokModule
+from grok_lightning.networks import Network
+from grok_lightning.records import build_record, read_record, write_record
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["LastCheckpoint", "Recorder", "Run", "claim_directory", "find_run", "newest_checkpoint", "open_run"]
+
+RECORD = "records.nc"
+CONFIG = "config.yaml"
+CHECKPOINTS = "checkpoints"
+
+
+class Run:
+    """A finished, stopped or still running run.
+
+    Args:
+        directory: ``runs/<experiment>/version_N``.
+
+    Attributes:
+        directory: The same.
+
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.directory)!r})"
+
+    @cached_property
+    def record(self) -> xr.DataTree:
+        """The labelled arrays that the run has left, read once.
+
+        Raises:
+            FileNotFoundError: If there are none yet.
+
+        """
+        return read_record(self.directory / RECORD)
+
+    def to_dataframe(self, group: str) -> "pd.DataFrame":
+        """Return a group of the record as a tidy table: one row a combination of its dimensions.
+
+        Member coordinates (``seed``, ...) are columns, and so is ``epoch`` where the group has steps and the number of
+        steps in an epoch is known. ``.to_csv(path)`` of the result writes it out.
+
+        Raises:
+            KeyError: If there is no such group.
+
+        """
+        if group not in self.record.children:
+            raise KeyError(f"the record has no group '{group}'; it has {', '.join(self.record.children)}")
+        frame = self.record[group].to_dataset().to_dataframe().reset_index()
+        per_epoch = int(self.record.attrs.get("steps_per_epoch", 0))
+        if per_epoch and "step" in self.record[group].dims:
+            frame.insert(frame.columns.get_loc("step") + 1, "epoch", frame["step"] / per_epoch)
+        return frame
+
+    def network(self, step: int | None = None, member: int = 0) -> Network:
+        """Return the network of a member, with the weights of a checkpoint.
+
+        Args:
+            step: Number of optimizer steps; the newest checkpoint if ``None``.
+            member: Index of the member.
+
+        Raises:
+            FileNotFoundError: If there is no checkpoint of that step; the message names those that there are.
+            IndexError: If there is no such member.
+
+        """
+        found = {}
+        for path in whole_checkpoints(self.directory / CHECKPOINTS):
+            found.setdefault(int(torch.load(path, weights_only=True, map_location="cpu")["global_step"]), path)
+        wanted = max(found, default=None) if step is None else step
+        if wanted is None or wanted not in found:
+            raise FileNotFoundError(
+                f"{self.directory} has no checkpoint of step {step}; it has those of {sorted(found) or 'none'}"
+            )
+        return GrokModule.load_from_checkpoint(found[wanted], map_location="cpu", weights_only=True).member(member)
+
+
+def open_run(path: str | Path = "runs") -> Run:
+    """Open a run.
+
+    Args:
+        path: The run's directory; or that of an experiment, or of all runs, for the newest run in it.
+
+    Raises:
+        FileNotFoundError: If there is no run.
+
+    """
+    return Run(find_run(Path(path)))
+
+
+def find_run(path: Path) -> Path:
+    """Return the directory of the run at ``path``, or of the newest run (by its record, else its config) below it.
+
+    Raises:
+        FileNotFoundError: If there is none.
+
+    """
+    if _is_run(path):
+        return path
+    runs = [directory for directory in [*path.glob("version_*"), *path.glob("*/version_*")] if _is_run(directory)]
+    if not runs:
+        raise FileNotFoundError(f"no run in {path}: expected a directory with {RECORD} or {CONFIG}, or one above such")
+    return max(runs, key=_written_at)
+
+
+def _is_run(path: Path) -> bool:
+    return (path / RECORD).is_file() or (path / CONFIG).is_file()
+
+
+def _written_at(run: Path) -> float:
+    return max((run / name).stat().st_mtime for name in (RECORD, CONFIG) if (run / name).is_file())
+
+
+def claim_directory(experiment: Path) -> Path:
+    """Make and return a new ``version_N`` in ``experiment``; two processes never get the same one.
+
+    Raises:
+        OSError: If it cannot be written to.
+
+    """
+    experiment.mkdir(parents=True, exist_ok=True)
+    taken = [int(m[1]) for p in experiment.iterdir() if (m := re.fullmatch(r"version_(\d+)", p.name))]
+    number = max(taken, default=-1) + 1
+    while True:
+        directory = experiment / f"version_{number}"
+        try:
+            directory.mkdir()
+        except FileExistsError:
+            number += 1
+            continue
+        return directory
+
+
+def release_directory(directory: Path, root: Path) -> None:
+    """Remove a claimed directory in which nothing was trained, and the parents below ``root`` that it leaves empty."""
+    shutil.rmtree(directory, ignore_errors=True)
+    for parent in directory.parents:
+        if parent == root.parent or not parent.is_dir() or any(parent.iterdir()):
+            return
+        parent.rmdir()
+
+
+def whole_checkpoints(directory: Path) -> Iterator[Path]:
+    """Yield the checkpoints in ``directory`` that can be read to the end, the newest first."""
+    paths = sorted(directory.glob("*.ckpt"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    for path in paths:
+        if checkpoint_fault(path) is None:
+            yield path
+        else:
+            rank_zero_info(f"passing over {path}: {checkpoint_fault(path)}")
+
+
+def newest_checkpoint(path: Path) -> Path:
+    """Return the newest whole checkpoint of a run, or of the runs of an experiment.
+
+    Raises:
+        FileNotFoundError: If there is none.
+
+    """
+    directories = [path / CHECKPOINTS, *path.glob(f"version_*/{CHECKPOINTS}"), *path.glob(f"*/version_*/{CHECKPOINTS}")]
+    newest = [next(whole_checkpoints(directory), None) for directory in directories]
+    found = [checkpoint for checkpoint in newest if checkpoint is not None]
+    if not found:
+        raise FileNotFoundError(f"ckpt_path: no whole checkpoint in {path}")
+    return max(found, key=lambda checkpoint: checkpoint.stat().st_mtime_ns)
+
+
+def checkpoint_fault(path: Path) -> str | None:
+    """Return in a few words what is wrong with a checkpoint file, ``None`` if it can be read. Runs no code of it."""
+    if not path.is_file():
+        return "there is no such file"
+    if path.stat().st_size == 0:
+        return "the file is empty"
+    try:
+        content = torch.load(path, weights_only=True, map_location="cpu")
+    except Exception as error:  # torch raises four kinds for a damaged file
+        first = str(error).strip().splitlines()[0] if str(error).strip() else ""
+        return f"the file cannot be read as a checkpoint ({type(error).__name__}: {first[:120]})"
+    if not isinstance(content, dict) or "state_dict" not in content:
+        return "the file is not a Lightning checkpoint"
+    return None
+
+
+def run_of_checkpoint(checkpoint: Path) -> Path | None:
+    """Return the run directory that a checkpoint lies in, ``None`` if it lies elsewhere."""
+    run = checkpoint.resolve().parent.parent
+    return run if checkpoint.resolve().parent.name == CHECKPOINTS and _is_run(run) else None
+
+
+class Recorder(Callback):
+    """Writes ``records.nc``: with every checkpoint, and when training ends, whichever way.
+
+    Args:
+        directory: Where to; the Trainer's ``default_root_dir`` if ``None``.
+        experiment: Name for the record.
+        config: The whole configuration as YAML, written to ``config.yaml`` and into the record.
+
+    """
+
+    def __init__(self, directory: str | Path | None = None, experiment: str = "", config: str = "") -> None:
+        self._directory = directory
+        self.experiment = experiment
+        self.config = config
+        self._status = "running"
+        self.started = False
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.started = True
+        self._status = "running"
+        if trainer.is_global_zero and not trainer.fast_dev_run:
+            self.directory(trainer).mkdir(parents=True, exist_ok=True)
+            if self.config:
+                (self.directory(trainer) / CONFIG).write_text(self.config)
+
+    @override
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        self._write(trainer, pl_module)
+
+    @override
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._status = "finished"
+        self._write(trainer, pl_module)
+
+    @override
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if self.started:
+            self._status = "interrupted"
+            self._write(trainer, pl_module)
+
+    def directory(self, trainer: Trainer) -> Path:
+        """Return the run's directory."""
+        return Path(self._directory or trainer.default_root_dir)
+
+    def record(self, trainer: Trainer, pl_module: LightningModule) -> xr.DataTree:
+        """Return the record as it stands."""
+        datamodule = getattr(trainer, "datamodule", None)
+        per_epoch = datamodule.steps_per_epoch if isinstance(datamodule, GrokData) else 0
+        members = pl_module.members if isinstance(pl_module, GrokModule) else None
+        attributes: dict[str, str | int | float] = {
+            "experiment": self.experiment,
+            "status": self._status,
+            "last_step": trainer.global_step,
+            "steps_per_epoch": per_epoch,
+            "n_members": len(members["seed"]) if members else 1,
+            "devices": trainer.world_size,
+            "accelerator": type(trainer.accelerator).__name__,
+            "config": self.config,
+            "grok_lightning": version("grok-lightning"),
+            "torch": version("torch"),
+            "lightning": version("lightning"),
+            "python": platform.python_version(),
+        }
+        monitors = [callback for callback in trainer.callbacks if isinstance(callback, Monitor)]
+        return build_record(monitors, members, attributes)
+
+    def _write(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Rank zero alone, and no collective: in an exception the other processes may be anywhere.
+        if trainer.is_global_zero and not trainer.fast_dev_run:
+            directory = self.directory(trainer)
+            directory.mkdir(parents=True, exist_ok=True)
+            write_record(self.record(trainer, pl_module), directory / RECORD)
+
+
+class LastCheckpoint(Checkpoint):
+    """Keeps ``checkpoints/last.ckpt`` fresh: every so often, when training ends, and when Ctrl-C asks it to.
+
+    The first Ctrl-C lets the step in progress finish, saves and stops, so that resuming goes on exactly there; a second
+    one stops at once. (With several processes Ctrl-C is left to Lightning: they could stop at different steps.)
+
+    Args:
+        directory: The run's directory; the Trainer's ``default_root_dir`` if ``None``.
+        every_seconds: Wall-clock time between savings, above 0.
+
+    Raises:
+        ValueError: If ``every_seconds`` is not positive.
+
+    """
+
+    def __init__(self, directory: str | Path | None = None, every_seconds: float = 60.0) -> None:
+        if every_seconds <= 0:
+            raise ValueError(f"every_seconds: expected more than 0, got {every_seconds}")
+        self._directory = directory
+        self.every_seconds = every_seconds
+        self._saved_at = 0.0
+        self._interrupted = False
+        self._handler: Any = None
+
+    def path(self, trainer: Trainer) -> Path:
+        """Return where the checkpoint is written."""
+        return Path(self._directory or trainer.default_root_dir) / CHECKPOINTS / "last.ckpt"
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._saved_at = time.monotonic()
+        if trainer.world_size == 1:
+            try:
+                self._handler = signal.signal(signal.SIGINT, self._on_interrupt)
+            except ValueError:  # not in the main thread, where signals cannot be handled
+                self._handler = None
+
+    def _on_interrupt(self, number: int, frame: FrameType | None) -> None:
+        if self._interrupted:
+            raise KeyboardInterrupt
+        self._interrupted = True
+        rank_zero_info("\nStopping after this step (Ctrl-C again: at once).")
+
+    @override
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self._interrupted:
+            self._save(trainer)
+            raise KeyboardInterrupt
+        due = time.monotonic() - self._saved_at >= self.every_seconds
+        if trainer.world_size > 1 and batch_idx % 100 == 0:
+            due = trainer.strategy.broadcast(due)
+        elif trainer.world_size > 1:
+            due = False
+        if due:
+            self._save(trainer)
+
+    @override
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._save(trainer)
+        self._restore_handler()
+
+    @override
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._restore_handler()
+
+    @override
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._restore_handler()
+
+    def _restore_handler(self) -> None:
+        if self._handler is not None:
+            signal.signal(signal.SIGINT, self._handler)
+            self._handler = None
+
+    def _save(self, trainer: Trainer) -> None:
+        if trainer.fast_dev_run:
+            return
+        path = self.path(trainer)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Beside the final file, so that the replacement is atomic on every filesystem.
+        fresh = path.with_name(f".{path.name}")
+        trainer.save_checkpoint(fresh)
+        if trainer.is_global_zero:
+            os.replace(fresh, path)
+        self._saved_at = time.monotonic()
