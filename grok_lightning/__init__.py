@@ -5,7 +5,7 @@ from importlib.metadata import version
 from grok_lightning.data import TableData
 from grok_lightning.modules import MLP, GrokModule
 from grok_lightning.runs import LastCheckpoint, Recorder, Run
-from grok_lightning.runs import open_run as open  # noqa: A004 - grok_lightning.open("runs/parity")
+from grok_lightning.runs import open_run as open
 from grok_lightning.tasks import SparseParity, Task
 
 __all__ = ["MLP", "GrokModule", "LastCheckpoint", "Recorder", "Run", "SparseParity", "TableData", "Task", "open"]

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-__all__ = ["Batch"]
+__all__ = ["Batch", "take"]
 
 
 class Batch(NamedTuple):
@@ -25,3 +25,10 @@ class Batch(NamedTuple):
     targets: Tensor
     weights: Tensor | None = None
     true_targets: Tensor | None = None
+
+
+def take(batch: Batch, rows: slice) -> Batch:
+    """Return some rows of every member; views, not copies."""
+    weights = None if batch.weights is None else batch.weights[:, rows]
+    true_targets = None if batch.true_targets is None else batch.true_targets[:, rows]
+    return Batch(batch.inputs[:, rows], batch.targets[:, rows], weights, true_targets)

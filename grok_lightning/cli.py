@@ -6,16 +6,16 @@ import re
 import sys
 import warnings
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-import yaml
-from grok_callbacks import LearningCurves, Onset
+from grok_callbacks import LearningCurves, Onset, callbacks_of
 from jsonargparse import Namespace
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from typing_extensions import override
@@ -42,6 +42,8 @@ __all__ = ["GrokCLI", "main"]
 
 PROGRAM = "python -m grok_lightning"
 RUNS = "runs"
+WORTH_THREADS = 15e6
+"""Weights times rows of a step, over all members, from which more than one CPU thread is used by default."""
 
 
 class UserError(Exception):
@@ -51,10 +53,25 @@ class UserError(Exception):
 class Parser(LightningArgumentParser):
     """Says in one line what is wrong and what may have been meant, instead of pages of usage."""
 
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:  # noqa: D102
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise, for :func:`main` to print."""
         if os.environ.get("JSONARGPARSE_DEBUG"):
             raise UserError(message) from ex
         raise UserError(_one_line(message, _options(self)))
+
+
+class KeepConfig(SaveConfigCallback):
+    """Writes the configuration into the run's directory once training begins: a failed start leaves none."""
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write nothing yet."""
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero:
+            text = self.parser.dump(self.config, skip_none=False)
+            (Path(trainer.default_root_dir) / CONFIG).write_text(text)
 
 
 class GrokCLI(LightningCLI):
@@ -140,7 +157,7 @@ class GrokCLI(LightningCLI):
         else:
             kwargs["logger"] = False
         if config["enable_progress_bar"] is not False and not _has(callbacks, ProgressBar) and self.subcommand == "fit":
-            callbacks.append(StepBar())
+            callbacks.insert(0, StepBar())
         if config["enable_model_summary"] is None:
             kwargs["enable_model_summary"] = False
         kwargs["callbacks"] = callbacks
@@ -154,12 +171,7 @@ class GrokCLI(LightningCLI):
             defaults.append(Onset())
         if config["enable_checkpointing"] is not False and not _has(chosen, LastCheckpoint):
             defaults.append(LastCheckpoint(directory))
-        parser = self.parser
-        text = parser.dump(self.config, skip_none=False)
-        mine = yaml.safe_load(text)[self.subcommand]
-        mine.pop("config", None)
-        config_text = yaml.safe_dump(mine, sort_keys=False)
-        return [*defaults, Recorder(directory, self._experiment, config_text), Summary()]
+        return [*defaults, Recorder(directory, self._experiment), Summary()]
 
     def _run_directory(self, config: Namespace) -> Path:
         """Return the directory of the run that is continued, or a new one."""
@@ -168,7 +180,7 @@ class GrokCLI(LightningCLI):
             self.run_directory = resumed
             return resumed
         experiment = Path(config["default_root_dir"]) / self._experiment
-        if rank_zero_only.rank != 0:
+        if getattr(rank_zero_only, "rank", 0) != 0:
             return experiment / "version_of_rank_zero"
         try:
             self.run_directory = claim_directory(experiment)
@@ -216,7 +228,7 @@ class GrokCLI(LightningCLI):
 
     def _release_if_untrained(self) -> bool:
         """Remove the claimed directory if training never began; return whether it never did."""
-        began = any(isinstance(c, Recorder) and c.started for c in self.trainer.callbacks) or not self._claimed
+        began = any(isinstance(c, Recorder) and c.started for c in callbacks_of(self.trainer)) or not self._claimed
         if not began and self.run_directory is not None:
             root = Path(self._get(self.config, "trainer").default_root_dir or RUNS)
             release_directory(self.run_directory, root)
@@ -246,7 +258,7 @@ def main(args: Sequence[str] | None = None) -> None:
             auto_configure_optimizers=False,
             seed_everything_default=0,
             parser_class=Parser,
-            save_config_callback=None,
+            save_config_callback=KeepConfig,
             parser_kwargs={"prog": PROGRAM, "allow_abbrev": False},
         )
     except UserError as error:
@@ -274,8 +286,14 @@ def _members(population: Any) -> dict[str, list[int | float]]:
 
 
 def _threads(module: GrokModule, data: GrokData) -> int:
-    """Return how many threads pay for a step of this size; more only wait for one another."""
-    return torch.get_num_threads()
+    """Return how many CPU threads a step of this size is worth.
+
+    Threads meet after every small product. On an idle machine a second one gains little for five parity networks; on a
+    busy one the waiting has made the same step forty times slower.
+    """
+    module.configure_model()
+    weights = sum(parameter.numel() for parameter in module.parameters())
+    return torch.get_num_threads() if weights * data.rows_per_step >= WORTH_THREADS else 1
 
 
 def _experiment_of(config: Namespace) -> str:
@@ -304,7 +322,7 @@ def _with_config_of_run(argv: list[str]) -> list[str]:
     """Resume with the configuration of the run that a checkpoint lies in, unless another one is named."""
     if any(argument.split("=")[0] in ("--config", "-c") for argument in argv) or len(argv) < 2:
         return argv
-    paths = [b for a, b in zip(argv, argv[1:], strict=False) if a == "--ckpt_path"]
+    paths = [b for a, b in pairwise(argv) if a == "--ckpt_path"]
     paths += [argument.partition("=")[2] for argument in argv if argument.startswith("--ckpt_path=")]
     if not paths or paths[-1] == "last":
         return argv
@@ -366,5 +384,3 @@ def _quiet() -> None:
     """Drop warnings of libraries about one another, which a user can do nothing about."""
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated", category=FutureWarning)
-
-

@@ -3,8 +3,8 @@
 Every loss maps logits ``(E, B, C)`` and targets ``(E, B)`` to ``(E, B)``, one value a row, and refuses any other shape:
 logits ``(1, B, 1)`` against targets ``(1, B)`` would otherwise broadcast to ``(1, B, B)`` without a word.
 
-Labels are of one of two kinds: *signs*, floating point, −1 or +1, predicted by the sign of a single logit; and *classes*,
-int64, predicted by the largest of C >= 2 logits.
+Labels are of one of two kinds: *signs*, floating point, −1 or +1, predicted by the sign of a single logit; and
+*classes*, int64, predicted by the largest of C >= 2 logits.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+from torch.nn import functional as nnf
 
 __all__ = ["LOSSES", "Loss", "check_labels", "correct", "cross_entropy", "get_loss", "hinge", "squared"]
 
@@ -40,7 +40,7 @@ def hinge(logits: Tensor, targets: Tensor) -> Tensor:
         raise ValueError(f"hinge: expected labels −1.0 and +1.0, got targets of type {targets.dtype}")
     if logits.shape[-1] != 1:
         raise ValueError(f"hinge: expected one output, got logits of shape {tuple(logits.shape)}")
-    return F.relu(1 - targets * logits.squeeze(-1))
+    return nnf.relu(1 - targets * logits.squeeze(-1))
 
 
 def squared(logits: Tensor, targets: Tensor) -> Tensor:
@@ -62,7 +62,7 @@ def squared(logits: Tensor, targets: Tensor) -> Tensor:
         if logits.shape[-1] != 1:
             raise ValueError(f"squared: signs need one output, got logits of shape {tuple(logits.shape)}")
         return (logits.squeeze(-1) - targets).square()
-    one_hot = F.one_hot(targets, logits.shape[-1]).to(logits.dtype)
+    one_hot = nnf.one_hot(targets, logits.shape[-1]).to(logits.dtype)
     return (logits - one_hot).square().sum(dim=-1)
 
 
@@ -97,10 +97,10 @@ def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     if targets.is_floating_point():
         if logits.shape[-1] != 1:
             raise ValueError(f"cross_entropy: signs need one output, got logits of shape {tuple(logits.shape)}")
-        return F.softplus(-targets * logits.squeeze(-1))
+        return nnf.softplus(-targets * logits.squeeze(-1))
     if logits.shape[-1] < 2:
         raise ValueError(f"cross_entropy: classes need at least two outputs, got logits of shape {tuple(logits.shape)}")
-    return -F.log_softmax(logits, dim=-1).gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+    return -nnf.log_softmax(logits, dim=-1).gather(-1, targets.unsqueeze(-1)).squeeze(-1)
 
 
 LOSSES: dict[str, Loss] = {
@@ -171,5 +171,5 @@ def check_labels(targets: Tensor, n_outputs: int) -> None:
 def _check(logits: Tensor, targets: Tensor, name: str) -> None:
     if logits.ndim != 3 or logits.shape[:2] != targets.shape:
         raise ValueError(
-            f"{name}: expected logits (E, B, C) and targets (E, B), got {tuple(logits.shape)} and {tuple(targets.shape)}"
+            f"{name}: expected logits (E, B, C) and targets (E, B), got {tuple(logits.shape)}, {tuple(targets.shape)}"
         )

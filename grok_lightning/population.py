@@ -13,7 +13,18 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
 
-__all__ = ["Coordinate", "Members", "Populated", "as_members", "check_consumed", "column", "members_table", "n_members", "seeds", "stream"]
+__all__ = [
+    "Coordinate",
+    "Members",
+    "Populated",
+    "as_members",
+    "check_consumed",
+    "column",
+    "members_table",
+    "n_members",
+    "seeds",
+    "stream",
+]
 
 Coordinate: TypeAlias = int | float
 Members: TypeAlias = dict[str, list[Coordinate]]
@@ -65,9 +76,7 @@ def members_table(
     if population is None:
         rows = [{"seed": 0}]
     elif isinstance(population, Mapping):
-        axes = {
-            name: list(values) if isinstance(values, Sequence) else [values] for name, values in population.items()
-        }
+        axes = {name: list(values) if isinstance(values, Sequence) else [values] for name, values in population.items()}
         for name, values in axes.items():
             if not values:
                 raise ValueError(f"population: axis '{name}' has no values")
@@ -78,7 +87,9 @@ def members_table(
         raise ValueError("population: expected at least one member, got none")
     for row in rows:
         if set(row) != set(rows[0]):
-            raise ValueError(f"population: members must name the same coordinates, got {sorted(rows[0])}, {sorted(row)}")
+            raise ValueError(
+                f"population: members must name the same coordinates, got {sorted(rows[0])}, {sorted(row)}"
+            )
     table: Members = {name: [row[name] for row in rows] for name in rows[0]}
     if "seed" not in table:
         table = {"seed": [0] * len(rows), **table}
@@ -139,7 +150,9 @@ def check_consumed(members: Members, consumed: Iterable[str]) -> None:
     known = sorted({"seed", *consumed})
     for name in members:
         if name not in known:
-            raise ValueError(f"population: nothing here uses the coordinate '{name}'; understood are {', '.join(known)}")
+            raise ValueError(
+                f"population: nothing here uses the coordinate '{name}'; understood are {', '.join(known)}"
+            )
 
 
 def stream(seed: int, name: str) -> torch.Generator:

@@ -33,6 +33,7 @@ from grok_lightning.figures.style import (
     member_labels,
     number,
     read_onsets,
+    remove_caption,
 )
 
 __all__ = ["verdict", "write_report"]
@@ -91,7 +92,7 @@ def write_report(record: xr.DataTree, directory: str | os.PathLike[str]) -> Path
     for spec in available(record):
         figure = spec.draw(record)
         _write(directory / "figures" / f"{spec.name}.png", _png(figure))
-        figure.supxlabel("")  # On the page the caption is text, which phones and screen readers can read.
+        remove_caption(figure)  # On the page the caption is text, which phones and screen readers can read.
         pictures.append((spec, _png(figure)))
     path = directory / "report.html"
     title = str(record.attrs.get("experiment", "")) or "run"
@@ -108,12 +109,14 @@ def verdict(record: xr.DataTree) -> str:
 
     Returns:
         How many members memorised and generalised and when (medians and ranges over members), how many times as long
-        generalising took as memorising, how exactly the onsets are known, and whether the run was stopped early.
+        generalising took as memorising, how exactly the onsets are known, and how the run ended if not by finishing.
     """
     sentences = [*onset_sentences(record), delay_sentence(record), _resolution_sentence(record)]
-    if record.attrs.get("status") == "stopped":
+    status = str(record.attrs.get("status", "finished"))
+    if status != "finished":
         last = record.attrs.get("last_step")
-        sentences.append("The run was stopped" + (f" at {Clock.of(record).at(last)}." if last is not None else "."))
+        ended = "had not ended" if status == "running" else f"was {status}"
+        sentences.append(f"The run {ended}" + (f" at {Clock.of(record).at(last)}." if last is not None else "."))
     return " ".join(sentence for sentence in sentences if sentence)
 
 

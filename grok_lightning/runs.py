@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import xarray as xr
-from grok_callbacks import Monitor
+from grok_callbacks import Monitor, callbacks_of
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import rank_zero_info
@@ -78,7 +78,7 @@ class Run:
         frame = self.record[group].to_dataset().to_dataframe().reset_index()
         per_epoch = int(self.record.attrs.get("steps_per_epoch", 0))
         if per_epoch and "step" in self.record[group].dims:
-            frame.insert(frame.columns.get_loc("step") + 1, "epoch", frame["step"] / per_epoch)
+            frame.insert(list(frame.columns).index("step") + 1, "epoch", frame["step"] / per_epoch)
         return frame
 
     def network(self, step: int | None = None, member: int = 0) -> Network:
@@ -93,7 +93,7 @@ class Run:
             IndexError: If there is no such member.
 
         """
-        found = {}
+        found: dict[int, Path] = {}
         for path in whole_checkpoints(self.directory / CHECKPOINTS):
             found.setdefault(int(torch.load(path, weights_only=True, map_location="cpu")["global_step"]), path)
         wanted = max(found, default=None) if step is None else step
@@ -219,17 +219,20 @@ def run_of_checkpoint(checkpoint: Path) -> Path | None:
 class Recorder(Callback):
     """Writes ``records.nc``: with every checkpoint, and when training ends, whichever way.
 
+    The text of a ``config.yaml`` beside it goes into the record.
+
     Args:
         directory: Where to; the Trainer's ``default_root_dir`` if ``None``.
         experiment: Name for the record.
-        config: The whole configuration as YAML, written to ``config.yaml`` and into the record.
+
+    Attributes:
+        started: Whether training has begun.
 
     """
 
-    def __init__(self, directory: str | Path | None = None, experiment: str = "", config: str = "") -> None:
+    def __init__(self, directory: str | Path | None = None, experiment: str = "") -> None:
         self._directory = directory
         self.experiment = experiment
-        self.config = config
         self._status = "running"
         self.started = False
 
@@ -237,10 +240,6 @@ class Recorder(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.started = True
         self._status = "running"
-        if trainer.is_global_zero and not trainer.fast_dev_run:
-            self.directory(trainer).mkdir(parents=True, exist_ok=True)
-            if self.config:
-                (self.directory(trainer) / CONFIG).write_text(self.config)
 
     @override
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -264,6 +263,7 @@ class Recorder(Callback):
     def record(self, trainer: Trainer, pl_module: LightningModule) -> xr.DataTree:
         """Return the record as it stands."""
         datamodule = getattr(trainer, "datamodule", None)
+        config = self.directory(trainer) / CONFIG
         per_epoch = datamodule.steps_per_epoch if isinstance(datamodule, GrokData) else 0
         members = pl_module.members if isinstance(pl_module, GrokModule) else None
         attributes: dict[str, str | int | float] = {
@@ -274,21 +274,26 @@ class Recorder(Callback):
             "n_members": len(members["seed"]) if members else 1,
             "devices": trainer.world_size,
             "accelerator": type(trainer.accelerator).__name__,
-            "config": self.config,
+            "config": config.read_text() if config.is_file() else "",
             "grok_lightning": version("grok-lightning"),
             "torch": version("torch"),
             "lightning": version("lightning"),
             "python": platform.python_version(),
         }
-        monitors = [callback for callback in trainer.callbacks if isinstance(callback, Monitor)]
+        monitors = [callback for callback in callbacks_of(trainer) if isinstance(callback, Monitor)]
         return build_record(monitors, members, attributes)
 
     def _write(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Rank zero alone, and no collective: in an exception the other processes may be anywhere.
-        if trainer.is_global_zero and not trainer.fast_dev_run:
+        if trainer.is_global_zero and not _is_dry(trainer):
             directory = self.directory(trainer)
             directory.mkdir(parents=True, exist_ok=True)
             write_record(self.record(trainer, pl_module), directory / RECORD)
+
+
+def _is_dry(trainer: Trainer) -> bool:
+    """Return whether nothing is to be written."""
+    return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]  # set outside Trainer's own code
 
 
 class LastCheckpoint(Checkpoint):
@@ -368,7 +373,7 @@ class LastCheckpoint(Checkpoint):
             self._handler = None
 
     def _save(self, trainer: Trainer) -> None:
-        if trainer.fast_dev_run:
+        if _is_dry(trainer):
             return
         path = self.path(trainer)
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,7 @@ import sys
 import time
 from typing import Any
 
-from grok_callbacks import Monitor, Onset
+from grok_callbacks import Monitor, Onset, callbacks_of
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from rich.console import Console
@@ -85,7 +85,7 @@ class StepBar(ProgressBar):
 
     def _show(self, trainer: Trainer, pl_module: LightningModule) -> None:
         metrics = self.get_metrics(trainer, pl_module)
-        text = "  ".join(f"{name} {float(value):.3f}" for name, value in metrics.items() if _is_number(value))
+        text = "  ".join(f"{name} {value:.3f}" for name, value in metrics.items() if isinstance(value, float))
         step, total = trainer.global_step, total_steps(trainer)
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=step, metrics=text)
@@ -94,7 +94,9 @@ class StepBar(ProgressBar):
             self._next_line = step + max(1, (total or 20 * step) // LINES_OF_A_LOG)
 
     @override
-    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, int | str | float | dict[str, float]]:
+    def get_metrics(
+        self, trainer: Trainer, pl_module: LightningModule
+    ) -> dict[str, int | str | float | dict[str, float]]:
         return {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}
 
     def _close(self) -> None:
@@ -145,12 +147,12 @@ class Summary(Callback):
 
 
 def _member_table(trainer: Trainer, pl_module: LightningModule) -> Table | None:
-    onset = next((callback for callback in trainer.callbacks if isinstance(callback, Onset)), None)
+    onset = next((callback for callback in callbacks_of(trainer) if isinstance(callback, Onset)), None)
     if onset is None or not onset.onsets():
         return None
     members = pl_module.members if isinstance(pl_module, GrokModule) else {}
-    table = Table(title="members (onsets in steps)", title_justify="left")
-    for name in ["member", *members, *onset.EVENTS, "train accuracy", "held-out accuracy"]:
+    table = Table(title="members: onsets in steps, accuracies at the end", title_justify="left")
+    for name in ["member", *members, *onset.EVENTS, "train", "held out"]:
         table.add_column(name, justify="right")
     accuracy = onset.history["accuracy"][-1]
     for e in range(len(accuracy)):
@@ -169,11 +171,7 @@ def _cost_table(trainer: Trainer, seconds: float, validating: float) -> Table:
     for name in ("measured by", "measurements", "share of the time"):
         table.add_column(name, justify="left" if name == "measured by" else "right")
     table.add_row("validation, with what follows it", "", f"{validating / seconds:.1%}")
-    for monitor in trainer.callbacks:
+    for monitor in callbacks_of(trainer):
         if isinstance(monitor, Monitor):
             table.add_row(monitor.name, str(len(monitor.steps)), f"{monitor.seconds / seconds:.1%}")
     return table
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float)

@@ -2,7 +2,7 @@
 
 from .curves import LearningCurves
 from .intervention import Intervention
-from .monitor import Monitor
+from .monitor import Monitor, callbacks_of
 from .neuron_norms import NeuronNormTracker
 from .onset import Onset, StopAfterOnset
 from .schedule import EveryNSteps, EveryValidation, LogSpaced, Schedule
@@ -18,4 +18,5 @@ __all__ = [
     "Onset",
     "Schedule",
     "StopAfterOnset",
+    "callbacks_of",
 ]

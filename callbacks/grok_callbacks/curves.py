@@ -67,7 +67,10 @@ class LearningCurves(Monitor):
     def _pair(self, trainer: Trainer, pl_module: LightningModule, names: tuple[str, str]) -> Tensor:
         values = [read_metric(trainer, pl_module, name) for name in names]
         length = max([len(value) for value in values if value is not None], default=1)
-        return torch.stack([torch.full((length,), torch.nan, dtype=torch.float64) if v is None else v.cpu().double() for v in values], dim=1)
+        return torch.stack(
+            [torch.full((length,), torch.nan, dtype=torch.float64) if v is None else v.cpu().double() for v in values],
+            dim=1,
+        )
 
 
 def read_metric(trainer: Trainer, pl_module: LightningModule, name: str) -> Tensor | None:

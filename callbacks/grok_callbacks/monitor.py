@@ -15,7 +15,7 @@ from typing_extensions import override
 from .protocols import HasMembers
 from .schedule import Schedule
 
-__all__ = ["Monitor", "find_submodule", "named_array", "validation_due"]
+__all__ = ["Monitor", "callbacks_of", "find_submodule", "named_array", "validation_due"]
 
 _OWED = "grok_callbacks.validation_owed"
 
@@ -191,6 +191,11 @@ class Monitor(Callback, ABC):
             self.draw(logger, step, values)
 
 
+def callbacks_of(trainer: Trainer) -> list[Callback]:
+    """Return the Trainer's callbacks, in the order in which they are called."""
+    return list(trainer.callbacks)  # type: ignore[attr-defined]  # set outside Trainer's own code
+
+
 def validation_due(trainer: Trainer) -> bool:
     """Return whether Lightning validates after the batch that was just trained on, by the Trainer's own flags."""
     every = trainer.check_val_every_n_epoch
@@ -209,7 +214,7 @@ def find_submodule(pl_module: LightningModule, path: str) -> nn.Module:
         ValueError: If there is none; the message lists those that exist.
 
     """
-    names = {_plain(name): module for name, module in pl_module.named_modules() if name}
+    names: dict[str, nn.Module] = {_plain(name): module for name, module in pl_module.named_modules() if name}
     if path not in names:
         raise ValueError(f"layer: the model has no '{path}'; it has {', '.join(names) or 'no submodules'}")
     return names[path]
@@ -217,5 +222,3 @@ def find_submodule(pl_module: LightningModule, path: str) -> nn.Module:
 
 def _plain(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in ("_orig_mod", "_forward_module"))
-
-

@@ -59,7 +59,9 @@ class NeuronNormTracker(Monitor):
         if weights not in ("incoming", "outgoing", "product"):
             raise ValueError(f"weights: expected 'incoming', 'outgoing' or 'product', got '{weights}'")
         if (next_layer is None) != (weights == "incoming"):
-            raise ValueError(f"next_layer: needed for 'outgoing' and 'product' and for nothing else, got {next_layer!r}")
+            raise ValueError(
+                f"next_layer: needed for 'outgoing' and 'product' and for nothing else, got {next_layer!r}"
+            )
         self.layer = layer
         self.weights: Weights = weights
         self.next_layer = next_layer

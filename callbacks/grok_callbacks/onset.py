@@ -10,7 +10,7 @@ from typing_extensions import override
 from .curves import read_metric
 from .functional.onset import Onsets, falling_onset, rising_onset
 from .intervention import Intervention
-from .monitor import Monitor, named_array
+from .monitor import Monitor, callbacks_of, named_array
 from .schedule import EveryValidation
 
 __all__ = ["Event", "Onset", "StopAfterOnset"]
@@ -28,8 +28,8 @@ class Onset(Monitor):
     more than ``slack``, and for ``dwell`` steps does not come back to it. An onset is confirmed when its dwell is over
     and then stays; it is known to the resolution of the validations.
 
-    Leaves ``step``, ``confirmed_at``, ``resolution`` and ``last_step`` with dimensions ``(event, member)``; NaN = not by
-    ``last_step``.
+    Leaves ``step``, ``confirmed_at``, ``resolution`` and ``last_step`` with dimensions ``(event, member)``; NaN = not
+    by ``last_step``.
 
     The threshold for memorisation is that of Merrill, Tsilivis, Shukla 2023 (arXiv 2303.11873, Figure 5).
 
@@ -175,7 +175,7 @@ class StopAfterOnset(Intervention):
             trainer.should_stop = True
 
     def _onset(self, trainer: Trainer) -> Onset:
-        for callback in trainer.callbacks:
+        for callback in callbacks_of(trainer):
             if isinstance(callback, Onset) and callback.name == self.onset:
                 return callback
         raise ValueError(f"StopAfterOnset: the Trainer has no Onset callback named '{self.onset}'")

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal
+from typing import Literal
 
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
@@ -17,16 +17,11 @@ class GrokData(LightningDataModule, ABC):
 
     Attributes:
         members: Table of coordinates.
-        coordinates: Names of the coordinates that this data module consumes.
-        n_inputs: Width of a row.
-        n_outputs: Number of logits that its labels need.
 
     Args:
         members: Table of coordinates, equal-length lists; ``None`` is one member with seed 0.
 
     """
-
-    own_coordinates: ClassVar[frozenset[str]]
 
     def __init__(self, members: Mapping[str, Sequence[Coordinate]] | None = None) -> None:
         super().__init__()
@@ -51,6 +46,11 @@ class GrokData(LightningDataModule, ABC):
     @abstractmethod
     def steps_per_epoch(self) -> int:
         """Number of optimizer steps in which the member with most rows sees each of its rows once."""
+
+    @property
+    @abstractmethod
+    def rows_per_step(self) -> int:
+        """Largest number of rows that a member sees in one step."""
 
     @abstractmethod
     def rows(self, split: Literal["train", "held_out"]) -> tuple[Tensor, Tensor]:

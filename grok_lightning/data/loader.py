@@ -1,7 +1,7 @@
 """Loaders without collation, workers or copies: the tables live on the device, whole.
 
-They are objects with ``__iter__`` and ``__len__``: Lightning takes a list for a collection of loaders, and asks a loader
-without a length for one batch too early.
+They are objects with ``__iter__`` and ``__len__``: Lightning takes a list for a collection of loaders, and asks a
+loader without a length for one batch too early.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from grok_lightning.batch import Batch
+from grok_lightning.batch import Batch, take
 from grok_lightning.population import stream
 
 __all__ = ["RowLoader", "StepLoader"]
@@ -20,11 +20,12 @@ class RowLoader:
 
     Args:
         rows: Rows of all members, ``(E, N, ...)`` each; ``weights`` marks padding with 0.
-        batch_size: Largest number of rows of one member in a batch.
+        batch_size: Largest number of rows of one member in a batch. The default keeps the activations of a few members
+            with a thousand neurons in the processor's cache: several times faster than all rows at once.
 
     """
 
-    def __init__(self, rows: Batch, batch_size: int = 4096) -> None:
+    def __init__(self, rows: Batch, batch_size: int = 512) -> None:
         self.rows = rows
         self.batch_size = batch_size
 
@@ -37,7 +38,7 @@ class RowLoader:
         """Yield batches of consecutive rows."""
         for i in range(len(self)):
             start = i * self.batch_size
-            yield Batch(*(None if t is None else t[:, start : start + self.batch_size] for t in self.rows))
+            yield take(self.rows, slice(start, start + self.batch_size))
 
 
 class StepLoader:
@@ -125,9 +126,7 @@ class StepLoader:
 
     def _ragged(self, inputs: Tensor, targets: Tensor, step: int) -> tuple[Tensor, Tensor, Tensor]:
         starts = [step % steps * (self._batch_size or 0) for steps in self._steps]
-        counts = [
-            min(self._batch_size or n, n - start) for start, n in zip(starts, self._sizes, strict=True)
-        ]
+        counts = [min(self._batch_size or n, n - start) for start, n in zip(starts, self._sizes, strict=True)]
         device = inputs.device
         position = torch.arange(max(counts), device=device)
         count = torch.tensor(counts, device=device).unsqueeze(1)

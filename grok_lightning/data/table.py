@@ -4,11 +4,10 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal, final
 
 import torch
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from typing_extensions import override
 
-from grok_lightning.batch import Batch
+from grok_lightning.batch import Batch, take
 from grok_lightning.data.data import GrokData
 from grok_lightning.data.loader import RowLoader, StepLoader
 from grok_lightning.population import Coordinate, column, n_members, seeds
@@ -98,6 +97,11 @@ class TableData(GrokData):
     def steps_per_epoch(self) -> int:
         return 1 if self.batch_size is None else -(-max(self.sizes) // self.batch_size)
 
+    @property
+    @override
+    def rows_per_step(self) -> int:
+        return max(self.sizes) if self.batch_size is None else min(self.batch_size, max(self.sizes))
+
     @override
     def rows(self, split: Literal["train", "held_out"]) -> tuple[Tensor, Tensor]:
         """Return inputs ``(E, N, ...)`` and labels without noise ``(E, N)``.
@@ -115,13 +119,13 @@ class TableData(GrokData):
     def train_dataloader(self) -> StepLoader:
         trainer = self.trainer
         if trainer is None:
-            raise MisconfigurationException("train_dataloader: batches follow the Trainer's step; attach one first")
+            raise ValueError("train_dataloader: batches follow the Trainer's step; attach one first")
         if trainer.accumulate_grad_batches != 1:
-            raise MisconfigurationException(
+            raise ValueError(
                 "accumulate_grad_batches: one batch is one optimizer step here; set data.batch_size instead"
             )
-        if trainer.overfit_batches:
-            raise MisconfigurationException("overfit_batches: set data.train_size instead")
+        if trainer.overfit_batches:  # type: ignore[attr-defined]  # set outside Trainer's own code
+            raise ValueError("overfit_batches: set data.train_size instead")
         train, _ = self._on_device()
         return StepLoader(
             train.inputs,
@@ -148,18 +152,20 @@ class TableData(GrokData):
     def _held_out(self) -> list[RowLoader]:
         _, held_out = self._on_device()
         if not held_out.targets.shape[1]:
-            raise MisconfigurationException("there are no held-out rows: the training rows are the whole table")
+            raise ValueError("there are no held-out rows: the training rows are the whole table")
         return [self._row_loader(held_out)]
 
     def _row_loader(self, table: Batch) -> RowLoader:
         rank, world = (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
-        return RowLoader(Batch(*(None if t is None else t[:, rank::world] for t in table)))
+        return RowLoader(take(table, slice(rank, None, world)))
 
     def _on_device(self) -> tuple[Batch, Batch]:
         device = torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
         if device not in self._tables:
             train = _stack([(s.inputs, s.targets, s.true_targets) for s in self._splits], device)
-            held_out = _stack([(s.held_out_inputs, s.held_out_targets, s.held_out_targets) for s in self._splits], device)
+            held_out = _stack(
+                [(s.held_out_inputs, s.held_out_targets, s.held_out_targets) for s in self._splits], device
+            )
             self._tables = {device: (train, held_out)}
         return self._tables[device]
 

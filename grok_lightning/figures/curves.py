@@ -55,9 +55,10 @@ __all__ = [
 ]
 
 HOW_TO_READ = (
-    "Accuracy (left) and loss (right) on the rows trained on and on held-out rows. Strong lines: mean over members that "
-    "differ only in their seeds; bands: one standard deviation to either side; faint lines: single members. Onsets are "
-    "marked at the median over members and from the earliest to the latest. Grokking lies between the two onsets."
+    "Accuracy (left) and loss (right) on the rows trained on and on held-out rows. Strong lines: mean over members "
+    "that differ only in their seeds; bands: one standard deviation to either side; faint lines: single members. "
+    "Onsets are marked at the median over members and from the earliest to the latest. Grokking is a long stretch "
+    "between the two onsets."
 )
 
 TRAIN, HELD_OUT = "train", "held_out"
@@ -71,9 +72,9 @@ def draw_curves(record: xr.DataTree) -> Figure:
 
     After Merrill, Tsilivis, Shukla 2023, arXiv 2303.11873, Figure 2 (left and middle): mean and population standard
     deviation over members, epochs on a log axis. Ours differs: all the held-out rows that the run measured instead of
-    100 test points; every member drawn behind the mean; onsets marked; step 0 visible; the loss on a log axis where it
-    spans more than a factor of five (linear near 0 where a hinge loss reaches 0 exactly; there the
-    band ends at the smallest loss of a member). Members that differ in more than their seeds are averaged within each setting; beyond
+    100 test points; every member drawn behind the mean; onsets marked; step 0 visible. The loss has a log axis where
+    it spans more than a factor of five, linear near 0 where a hinge loss reaches 0 exactly; there the band ends at the
+    smallest loss of a member. Members that differ in more than their seeds are averaged within each setting; beyond
     seven settings the means alone are drawn, on an ordered colour scale.
 
     Args:

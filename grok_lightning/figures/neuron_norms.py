@@ -230,7 +230,9 @@ def _member_title(group: xr.Dataset, member: int, drawn: int, n: int) -> str:
         which = "The one neuron"
     coordinates = ", ".join(f"{name} {number(values[member])}" for name, values in member_coordinates(group).items())
     end = f" ({coordinates})" if coordinates else ""
-    return textwrap.fill(f"{which} of member {number(member_labels(group)[member])}{end}", TITLE_COLUMNS)
+    # A colour bar takes its room from the panel.
+    columns = TITLE_COLUMNS if palette(settings(group)).few else TITLE_COLUMNS - 10
+    return textwrap.fill(f"{which} of member {number(member_labels(group)[member])}{end}", columns)
 
 
 def _add_key(figure: Figure, axes: Axes, tracked: _Tracked) -> None:
@@ -245,8 +247,10 @@ def _add_key(figure: Figure, axes: Axes, tracked: _Tracked) -> None:
         ]
     for role in ROLES:
         if any(neuron is not None for neuron in tracked.chosen[role]):
-            colour, dashes = (ROLE_COLOURS[role], "-") if one else ("#444444", ROLE_DASHES[role])
-            handles.append(Line2D([], [], color=colour, linestyle=dashes, linewidth=1.8, label=f"{role} neuron"))
+            line = Line2D([], [], color=ROLE_COLOURS[role], linewidth=1.8, label=f"{role} neuron")
+            if not one:
+                line.set(color="#444444", linestyle=ROLE_DASHES[role])
+            handles.append(line)
     lines, labels = axes.get_legend_handles_labels()
     handles += [line for line, label in zip(lines, labels, strict=True) if label.startswith(EVENTS)]
     add_key(figure, handles, 4 if one else 3)
@@ -284,7 +288,7 @@ def _sentences(tracked: _Tracked) -> list[str]:
             sentences.append(
                 f"The norm of the {role} neuron {verb} {start_words} {at_start} to {end_words} at the last step."
             )
-    sentences += [_same_sentence(tracked), _small_sentence(tracked)]
+    sentences += [_not_generalised_sentence(tracked), _same_sentence(tracked), _small_sentence(tracked)]
     return [sentence for sentence in sentences if sentence]
 
 
@@ -326,6 +330,22 @@ def _memorising_sentence(tracked: _Tracked) -> str:
         has = "has" if without == 1 else "have"
         return f"{without} of {members} members did not memorise and {has} no memorising neuron."
     return ""
+
+
+def _not_generalised_sentence(tracked: _Tracked) -> str:
+    """That the name of the generalising neuron claims too much for members that did not generalise."""
+    if tracked.onsets is None:
+        return ""
+    members = tracked.norm.shape[1]
+    without = members - int(np.isfinite(tracked.onsets.step["generalised"]).sum())
+    if not without:
+        return ""
+    who, them = f"{without} of {members} members did not generalise", "them"
+    if members == 1:
+        who, them = "The member did not generalise", "it"
+    elif without == members:
+        who = f"None of the {members} members generalised"
+    return f"{who}; for {them} the generalising neuron is merely the one with the largest norm."
 
 
 def _same_sentence(tracked: _Tracked) -> str:

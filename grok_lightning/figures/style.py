@@ -32,19 +32,28 @@ __all__ = [
     "Palette",
     "Setting",
     "add_caption",
+    "add_key",
     "average",
     "count",
+    "decimals",
     "draw_step_axis",
     "groups_of_kind",
+    "heighten",
+    "log_ticks",
     "mark_onsets",
+    "mark_onsets_above",
     "member_coordinates",
     "member_labels",
     "new_figure",
+    "number",
     "palette",
     "plain",
     "read_onsets",
+    "remove_caption",
     "settings",
     "spread",
+    "tick_text",
+    "tidy",
 ]
 
 SEED_COORDINATES = ("seed", "init_seed", "data_seed")
@@ -316,7 +325,7 @@ def new_figure(rows: int, row_height: float = 3.4) -> Figure:
 
 
 def add_key(figure: Figure, handles: Sequence[Artist], columns: int) -> None:
-    """Draws the one legend of a figure above its panels and makes room for it; of several, the one with most entries stays.
+    """Draws the one legend of a figure above its panels; of several, the one with most entries stays.
 
     Args:
         figure: The figure.
@@ -330,6 +339,7 @@ def add_key(figure: Figure, handles: Sequence[Artist], columns: int) -> None:
     figure.legends.clear()
     # Characters that fit into the width of the figure, and what a handle takes of them.
     columns = min(columns, max(1, 112 // (max(len(str(handle.get_label())) for handle in handles) + 8)))
+    heighten(figure, 1.5 * TICK * (math.ceil(len(handles) / columns) - 1))
     figure.legend(
         handles=handles,
         loc="outside upper center",
@@ -348,13 +358,18 @@ def heighten(figure: Figure, points: float) -> None:
 
 
 def add_caption(figure: Figure, text: str) -> None:
-    """Writes a caption beneath a figure and makes room for it.
-
-    `figure.supxlabel("")` takes it away again, for pages that set the same words as text.
-    """
+    """Writes a caption beneath a figure and makes room for it."""
     lines = textwrap.wrap(text, CAPTION_COLUMNS)
     heighten(figure, len(lines) * CAPTION * 1.3)
     figure.supxlabel(plain("\n".join(lines)), x=0.012, ha="left", fontsize=CAPTION, linespacing=1.25, color="#222222")
+
+
+def remove_caption(figure: Figure) -> None:
+    """Takes the caption of a figure away, and its room, for pages that set the same words as text."""
+    text = figure.get_supxlabel()
+    if text:
+        figure.supxlabel("")
+        heighten(figure, -len(text.splitlines()) * CAPTION * 1.3)
 
 
 @dataclass(frozen=True)
@@ -431,7 +446,9 @@ def draw_step_axis(axes: Axes, clock: Clock, steps: NDArray[Any]) -> None:
     if times.size and times[0] <= 0:
         axes.set_xscale("symlog", linthresh=first, linscale=0.4)
         axes.set_xlim(0, last * 1.02)
-        axes.set_xlabel(f"{unit}\n(log scale; linear from 0 to {number(first)})", fontsize=LABEL)
+        # A fraction of an epoch such as 0.0312 says less than the step that it is.
+        end = number(first) if first.is_integer() else f"step {number(first * max(clock.steps_per_epoch, 1))}"
+        axes.set_xlabel(f"{unit}\n(log scale; linear from 0 to {end})", fontsize=LABEL)
         ticks = [0.0, *ticks]
     else:
         axes.set_xscale("log")

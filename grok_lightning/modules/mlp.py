@@ -16,6 +16,9 @@ from grok_lightning.population import Coordinate
 __all__ = ["MLP"]
 
 
+PAPER_SGD = partial(torch.optim.SGD, lr=0.1, weight_decay=0.01)
+
+
 @final
 class MLP(GrokModule):
     """Multi-layer perceptrons; the defaults are those of Merrill, Tsilivis, Shukla 2023 (arXiv 2303.11873).
@@ -51,7 +54,7 @@ class MLP(GrokModule):
         bias: bool = True,
         output_bias: bool = False,
         loss: str | Loss = "hinge",
-        optimizer: OptimizerCallable = partial(torch.optim.SGD, lr=0.1, weight_decay=0.01),
+        optimizer: OptimizerCallable = PAPER_SGD,
         scheduler: LRSchedulerCallable | None = None,
         members: Mapping[str, Sequence[Coordinate]] | None = None,
     ) -> None:

@@ -2,12 +2,11 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -78,6 +77,14 @@ class GrokModule(LightningModule, ABC):
         decay = self.members.get("weight_decay")
         self._decay = None if decay is None else MemberDecay([float(value) for value in decay])
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Lightning notes the name of the hook it is in some forty times a step, and nn.Module would each time search for
+        # parameters, modules and buffers. A plain attribute that stays one can be set plainly: a tenth of a small step.
+        if (value is None or type(value) is str) and name in self.__dict__:
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
     @abstractmethod
     def build_network(self, generators: Sequence[torch.Generator]) -> nn.Module:
         """Return the network, drawn from one CPU generator a member.
@@ -97,7 +104,6 @@ class GrokModule(LightningModule, ABC):
         """
         for name in [name for name, value in self.hparams.items() if callable(value)]:
             del self.hparams[name]
-        self._hparams_initial = self.hparams.copy()
 
     @override
     def configure_model(self) -> None:
@@ -106,13 +112,13 @@ class GrokModule(LightningModule, ABC):
             return
         network = self.build_network([stream(seed, "initial weights") for seed in seeds(self.members, "init_seed")])
         if not isinstance(network, Network) and self.n_members > 1:
-            raise MisconfigurationException(
+            raise ValueError(
                 f"{type(network).__name__} has no member axis: it can be a population of one, not of {self.n_members}"
             )
         self.network = network
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Return logits ``(E, B, C)`` for inputs ``(E, B, ...)`` or ``(B, ...)``; a plain network takes the latter only."""
+        """Return logits ``(E, B, C)`` for inputs ``(E, B, ...)`` or ``(B, ...)``; for a plain network the latter."""
         self.configure_model()
         assert self.network is not None
         logits: Tensor = self.network(inputs)
@@ -138,17 +144,17 @@ class GrokModule(LightningModule, ABC):
         consumed = set(self.coordinates)
         if datamodule is not None:
             if datamodule.members != self.members:
-                raise MisconfigurationException(
+                raise ValueError(
                     f"members of the model and of the data differ: {self.members} and {datamodule.members}"
                 )
             consumed |= datamodule.coordinates
         check_consumed(self.members, consumed)
-        if stage == "fit" and self.n_members > 1 and self.trainer.gradient_clip_val:
-            if self.trainer.gradient_clip_algorithm != "value":
-                raise MisconfigurationException(
-                    "gradient_clip_val: one norm over all members would couple them; use "
-                    "gradient_clip_algorithm: value, or a population of one"
-                )
+        clips = self.trainer.gradient_clip_val and self.trainer.gradient_clip_algorithm != "value"
+        if stage == "fit" and self.n_members > 1 and clips:
+            raise ValueError(
+                "gradient_clip_val: one norm over all members would couple them; use "
+                "gradient_clip_algorithm: value, or a population of one"
+            )
 
     @override
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -162,13 +168,19 @@ class GrokModule(LightningModule, ABC):
         scheduler = self.scheduler(optimizer)
         if isinstance(scheduler, ReduceLROnPlateau):
             if self.n_members > 1:
-                raise MisconfigurationException(
-                    "ReduceLROnPlateau: one learning rate for all members, chosen by their mean, would couple them; use "
-                    "a population of one"
+                raise ValueError(
+                    "ReduceLROnPlateau: one learning rate for all members, chosen by their mean, would couple them; "
+                    "use a population of one"
                 )
             monitor = getattr(scheduler, "monitor", "val/loss")
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": monitor}}
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    @override
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        if isinstance(batch, Batch) and batch.inputs.device == device:
+            return batch  # our tables live there already; looking for tensors to move takes longer than it seems
+        return super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     @override
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
@@ -310,4 +322,3 @@ class GrokModule(LightningModule, ABC):
             check_labels(rows.targets, logits.shape[-1])
             self._labels_checked = True
         return logits, rows
-

@@ -90,9 +90,12 @@ class MemberLinear(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Map ``(E, B, in)`` to ``(E, B, out)``."""
+        # W xᵀ, transposed, rather than x Wᵀ: the gradient of the weight then has the weight's own memory layout, and
+        # autograd takes it as it is. The other way round it is copied, which costs a third of a small network's step.
+        columns = inputs.mT
         if self.bias is None:
-            return torch.bmm(inputs, self.weight.mT)
-        return torch.baddbmm(self.bias.unsqueeze(1), inputs, self.weight.mT)
+            return torch.bmm(self.weight, columns).mT
+        return torch.baddbmm(self.bias.unsqueeze(-1), self.weight, columns).mT
 
     def extra_repr(self) -> str:
         """Return the sizes, for ``print(network)``."""

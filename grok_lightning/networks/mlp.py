@@ -1,11 +1,12 @@
 """Multi-layer perceptrons with a member axis."""
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional as nnf
 
 from grok_lightning.networks.layers import MemberLinear, lead_with_members
 from grok_lightning.networks.network import Network
@@ -13,9 +14,9 @@ from grok_lightning.networks.network import Network
 __all__ = ["ACTIVATIONS", "MLPNetwork"]
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": F.relu,
+    "relu": nnf.relu,
     "square": torch.square,
-    "gelu": F.gelu,
+    "gelu": nnf.gelu,
     "tanh": torch.tanh,
     "identity": lambda x: x,
 }
@@ -70,9 +71,7 @@ class MLPNetwork(Network):
         self.bias = bias
         self.output_bias = output_bias
         widths = [n_inputs, *hidden]
-        self.hidden = nn.ModuleList(
-            MemberLinear(self.n_members, into, out, bias) for into, out in zip(widths, widths[1:], strict=False)
-        )
+        self.hidden = nn.ModuleList(MemberLinear(self.n_members, into, out, bias) for into, out in pairwise(widths))
         self.output = MemberLinear(self.n_members, widths[-1], n_outputs, output_bias)
         for layer in self._layers():
             layer.draw(generators)

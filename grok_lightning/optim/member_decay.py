@@ -1,9 +1,9 @@
 """Weight decay that differs between members, and which optimizers keep members apart."""
 
+import inspect
 from collections.abc import Sequence
 
 import torch
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, optim
 from torch.optim import Optimizer
 
@@ -29,15 +29,20 @@ def check_elementwise(optimizer: Optimizer) -> None:
     """Refuse optimizers that would couple the members of a population.
 
     Raises:
-        MisconfigurationException: Naming the optimizer.
+        ValueError: Naming the optimizer.
 
     """
     if not isinstance(optimizer, ELEMENTWISE):
         names = ", ".join(kind.__name__ for kind in ELEMENTWISE)
-        raise MisconfigurationException(
-            f"optimizer {type(optimizer).__name__}: not known to move every weight by its own gradient alone, so that it "
+        raise ValueError(
+            f"optimizer {type(optimizer).__name__}: not known to move every weight by its own gradient alone, so it "
             f"may couple members; use a population of one, or one of {names}"
         )
+
+
+def _default_decay(kind: type[Optimizer]) -> float:
+    """Return the decay that an optimizer has if none is typed: 0.01 for AdamW."""
+    return float(inspect.signature(kind).parameters["weight_decay"].default)
 
 
 class MemberDecay:
@@ -65,17 +70,16 @@ class MemberDecay:
         """Set the optimizer's own decay to 0.
 
         Raises:
-            MisconfigurationException: If the optimizer has no such argument, or one was typed beside the coordinate.
+            ValueError: If the optimizer has no such argument, or one was typed beside the coordinate.
 
         """
-        default = type(optimizer)([torch.nn.Parameter(torch.zeros(1))]).defaults
         for group in optimizer.param_groups:
             if "weight_decay" not in group:
-                raise MisconfigurationException(f"{type(optimizer).__name__} has no weight_decay to vary over members")
-            if group["weight_decay"] not in (0, default["weight_decay"]):
-                raise MisconfigurationException(
-                    f"weight_decay is given twice: {group['weight_decay']} for the optimizer and as a coordinate of the "
-                    "population; leave one out"
+                raise ValueError(f"{type(optimizer).__name__} has no weight_decay to vary over members")
+            if group["weight_decay"] not in (0, _default_decay(type(optimizer))):
+                raise ValueError(
+                    f"weight_decay is given twice: {group['weight_decay']} for the optimizer and as a coordinate of "
+                    "the population; leave one out"
                 )
             group["weight_decay"] = 0.0
 

@@ -34,16 +34,18 @@ def neuron_norms(incoming: Tensor | None, outgoing: Tensor | None, weights: Weig
 
     """
     if weights == "incoming":
-        return torch.linalg.vector_norm(_matrix(incoming, "incoming"), dim=-1)
+        rows: Tensor = torch.linalg.vector_norm(_matrix(incoming, "incoming"), dim=-1)
+        return rows
     if weights == "outgoing":
-        return torch.linalg.vector_norm(_matrix(outgoing, "outgoing"), dim=-2)
+        columns: Tensor = torch.linalg.vector_norm(_matrix(outgoing, "outgoing"), dim=-2)
+        return columns
     if weights != "product":
         raise ValueError(f"weights: expected 'incoming', 'outgoing' or 'product', got '{weights}'")
     norms_in, norms_out = neuron_norms(incoming, None), neuron_norms(None, outgoing, "outgoing")
     if norms_in.shape != norms_out.shape:
         raise ValueError(
-            f"expected incoming (..., neuron, in) and outgoing (..., out, neuron), got {tuple(_shape(incoming))} and "
-            f"{tuple(_shape(outgoing))}"
+            f"expected incoming (..., neuron, in) and outgoing (..., out, neuron), got {_shape(incoming)} and "
+            f"{_shape(outgoing)}"
         )
     return norms_in * norms_out
 

@@ -1,0 +1,253 @@
+from types import SimpleNamespace
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+
+from grok_lightning.batch import Batch
+from grok_lightning.data import TableData
+from grok_lightning.tasks import SparseParity
+
+
+def as_set(rows):
+    return {tuple(row) for row in rows.tolist()}
+
+
+def trainer(**options):
+    quiet = ["logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing"]
+    return Trainer(accelerator="cpu", devices=1, **dict.fromkeys(quiet, False), **options)
+
+
+def process(rank, world, step=0):
+    """What the data ask of a Trainer in one process of several."""
+    return SimpleNamespace(
+        accumulate_grad_batches=1,
+        overfit_batches=0.0,
+        global_step=step,
+        global_rank=rank,
+        world_size=world,
+        strategy=SimpleNamespace(root_device=torch.device("cpu")),
+    )
+
+
+def data(n=10, k=3, train_size=40, n_held_out=50, batch_size=8, **options):
+    task = options.pop("task", None) or SparseParity(n, k)
+    return TableData(task, train_size, n_held_out, batch_size, **options)
+
+
+def whole(loader):
+    """All batches of a loader in one."""
+    columns = zip(*loader, strict=True)
+    return Batch(*(None if parts[0] is None else torch.cat(parts, dim=1) for parts in columns))
+
+
+def member_rows(table, e):
+    """Train and held-out rows of member e, padding left out."""
+    return [batch.inputs[e] if batch.weights is None else batch.inputs[e][batch.weights[e] > 0] for batch in table]
+
+
+def validation(table):
+    return [whole(loader) for loader in table.val_dataloader()]
+
+
+def test_validation_looks_at_the_rows_trained_on_and_then_at_the_held_out_ones():
+    table = data(members={"seed": [0, 1, 2]})
+    train, held_out = validation(table)
+    assert train.inputs.shape == (3, 40, 10)
+    assert held_out.inputs.shape == (3, 50, 10)
+    for batch in (train, held_out):
+        assert batch.weights is batch.true_targets is None
+        assert torch.equal(batch.targets, batch.inputs[..., :3].prod(dim=-1))
+    for e in range(3):
+        assert not as_set(train.inputs[e]) & as_set(held_out.inputs[e])
+    assert as_set(train.inputs[0]) != as_set(train.inputs[1])
+
+
+def test_the_defaults_are_those_of_the_paper():
+    table = TableData()
+    train, held_out = validation(table)
+    assert train.inputs.shape == (1, 1000, 40)
+    assert held_out.inputs.shape == (1, 2000, 40)
+    assert (table.n_inputs, table.n_outputs, table.steps_per_epoch) == (40, 1, 32)
+
+
+@pytest.mark.parametrize(("n_held_out", "expected"), [(5, 5), (24, 24), (100, 24)])
+def test_held_out_rows_are_as_many_as_asked_for_or_as_there_are(n_held_out, expected):
+    table = data(n=6, train_size=40, n_held_out=n_held_out)
+    assert validation(table)[1].targets.shape == (1, expected)
+    for loaders in (table.test_dataloader(), table.predict_dataloader()):
+        assert torch.equal(whole(loaders[0]).inputs, validation(table)[1].inputs)
+
+
+@pytest.mark.parametrize("options", [{"train_size": 64}, {"n_held_out": 0}])
+def test_without_held_out_rows_there_is_one_validation_loader_and_no_test(options):
+    table = data(n=6, **options)
+    assert len(table.val_dataloader()) == 1
+    for loaders in (table.test_dataloader, table.predict_dataloader):
+        with pytest.raises(ValueError, match="no held-out rows"):
+            loaders()
+
+
+@pytest.mark.parametrize(("train_size", "batch_size", "steps"), [(40, 8, 5), (41, 8, 6), (40, None, 1), (4, 8, 1)])
+def test_an_epoch_has_as_many_steps_as_the_longest_member_needs(train_size, batch_size, steps):
+    table = data(train_size=train_size, batch_size=batch_size)
+    assert table.steps_per_epoch == steps
+    table.trainer = trainer()
+    assert len(table.train_dataloader()) == steps
+    several = data(batch_size=batch_size, members={"train_size": [2, train_size], "seed": [0, 0]})
+    assert several.steps_per_epoch == steps
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, "batch_size: expected at least 1"),
+        ({"train_size": 0}, "train_size: expected at least 1"),
+        ({"n": 4, "train_size": 17}, "at most the 16 rows"),
+        ({"n_held_out": -1}, "n_held_out: expected at least 0"),
+        ({"label_noise": 1.5}, "label_noise: expected a share"),
+        ({"members": {"seed": [0], "train_size": [2.5]}}, "whole number of rows, got 2.5"),
+        ({"members": {"seed": [0], "label_noise": [-1]}}, "label_noise: expected a share"),
+        ({"members": {"seed": [0, 0]}}, "more than once"),
+        ({"members": {"seed": [0], "subset_seed": [1]}}, "needs subset: drawn"),
+    ],
+)
+def test_numbers_out_of_range_are_refused_before_anything_starts(options, message):
+    with pytest.raises(ValueError, match=message):
+        data(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"accumulate_grad_batches": 2}, "accumulate_grad_batches: .* set data.batch_size"),
+        ({"overfit_batches": 0.5}, "overfit_batches: set data.train_size"),
+        ({"overfit_batches": 3}, "overfit_batches: set data.train_size"),
+    ],
+)
+def test_flags_that_would_be_misread_are_refused(options, message):
+    table = data()
+    table.trainer = trainer(**options)
+    with pytest.raises(ValueError, match=message):
+        table.train_dataloader()
+
+
+def test_batches_need_a_trainers_clock():
+    with pytest.raises(ValueError, match="attach one first"):
+        data().train_dataloader()
+
+
+def test_batches_are_rows_of_the_training_set_at_the_trainers_step():
+    table = data(members={"seed": [0, 1]})
+    table.trainer = process(0, 1, step=3)
+    batch = next(iter(table.train_dataloader()))
+    assert batch.targets.shape == (2, 8)
+    assert torch.equal(batch.inputs, table.train_dataloader().batch(3).inputs)
+    for e in range(2):
+        assert as_set(batch.inputs[e]) < as_set(validation(table)[0].inputs[e])
+
+
+def test_label_noise_keeps_the_true_labels_beside_the_wrong_ones():
+    table = data(label_noise=0.25)
+    train, held_out = validation(table)
+    truth = train.inputs[..., :3].prod(dim=-1)
+    assert torch.equal(train.true_targets, truth)
+    assert (train.targets != truth).sum() == 10
+    assert held_out.true_targets is None
+    # The labels that are trained on are the wrong ones; those that monitors see are not.
+    table.trainer = process(0, 1)
+    wrong = {tuple(row) for row, bad in zip(train.inputs[0].tolist(), (train.targets != truth)[0], strict=True) if bad}
+    batch = table.train_dataloader().batch(0)
+    flipped = batch.targets[0] != batch.inputs[0, :, :3].prod(dim=-1)
+    assert flipped.tolist() == [tuple(row) in wrong for row in batch.inputs[0].tolist()]
+    assert torch.equal(table.rows("train")[1], truth)
+
+
+def test_members_may_have_sizes_of_their_own():
+    table = data(n=6, n_held_out=30, members={"seed": [0, 0, 1], "train_size": [40, 10, 7]})
+    for e, (seed, size) in enumerate([(0, 40), (0, 10), (1, 7)]):
+        alone = data(n=6, n_held_out=30, train_size=size, members={"seed": [seed]})
+        for mine, own in zip(member_rows(validation(table), e), member_rows(validation(alone), 0), strict=True):
+            assert torch.equal(mine, own)
+    train, held_out = validation(table)
+    for batch, counts in [(train, [40, 10, 7]), (held_out, [24, 30, 30])]:
+        assert (batch.weights > 0).sum(dim=1).tolist() == counts
+        torch.testing.assert_close(batch.weights.sum(dim=1), torch.ones(3))
+        # What fills the rectangle must still be a label.
+        assert set(batch.targets.unique().tolist()) == {-1.0, 1.0}
+    # Nested: the smaller set is a prefix of the larger one of the same seed.
+    assert torch.equal(train.inputs[1, :10], train.inputs[0, :10])
+
+
+def test_members_of_other_sizes_have_no_rectangle_of_rows():
+    table = data(n=6, n_held_out=20, members={"seed": [0, 0], "train_size": [40, 10]})
+    with pytest.raises(ValueError, match="differ in their number of train rows"):
+        table.rows("train")
+    assert table.rows("held_out")[0].shape == (2, 20, 6)
+
+
+def test_each_member_has_its_own_secret_and_share_of_noise():
+    task = SparseParity(10, 3, "drawn")
+    members = {"seed": [0, 0, 0], "subset_seed": [1, 2, 2], "label_noise": [0.0, 0.0, 0.5]}
+    train, held_out = validation(data(task=task, members=members))
+    for e, seed in enumerate([1, 2, 2]):
+        secret = SparseParity(10, 3, "drawn", seed).secret
+        assert torch.equal(train.true_targets[e], train.inputs[e][:, secret].prod(dim=1))
+        assert torch.equal(held_out.targets[e], held_out.inputs[e][:, secret].prod(dim=1))
+    assert (train.targets != train.true_targets).sum(dim=1).tolist() == [0, 0, 20]
+    # The rows are the seed's, whatever the labels.
+    assert torch.equal(train.inputs[0], train.inputs[2])
+
+
+def test_a_data_seed_takes_the_place_of_the_seed():
+    apart = data(members={"seed": [0, 1, 2], "data_seed": [7, 7, 8]}, label_noise=0.25)
+    alone = data(members={"seed": [7]}, label_noise=0.25)
+    apart.trainer = alone.trainer = process(0, 1)
+    for mine, own in zip(
+        [*validation(apart), apart.train_dataloader().batch(2)],
+        [*validation(alone), alone.train_dataloader().batch(2)],
+        strict=True,
+    ):
+        for e, is_equal in enumerate([True, True, False]):
+            assert torch.equal(mine.inputs[e], own.inputs[0]) is is_equal
+            assert torch.equal(mine.targets[e], own.targets[0]) is is_equal
+
+
+def test_it_says_which_coordinates_it_consumes():
+    assert data().coordinates == {"seed", "data_seed", "train_size", "label_noise", "subset_seed"}
+
+
+def test_independent_rows_are_handed_on():
+    small, large = (member_rows(validation(data(train_size=size, nested=False)), 0)[0] for size in (30, 40))
+    assert not torch.equal(small, large[:30])
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_processes_share_out_the_validation_rows(world):
+    members = {"seed": [0, 0], "train_size": [40, 7]}
+    together = validation(data(members=members))
+    parts = []
+    for rank in range(world):
+        table = data(members=members)
+        table.trainer = process(rank, world)
+        parts.append(validation(table))
+    for e in range(2):
+        for split in range(2):
+            rows = [member_rows(part, e)[split] for part in parts]
+            assert sum(len(part) for part in rows) == len(member_rows(together, e)[split])
+            assert set.union(*map(as_set, rows)) == as_set(member_rows(together, e)[split])
+
+
+def test_the_tables_on_the_device_are_made_once():
+    table = data(members={"seed": [0, 1]})
+    first = table.rows("train")[0]
+    assert table.rows("train")[0].data_ptr() == first.data_ptr()
+    assert next(iter(table.val_dataloader()[0])).inputs.data_ptr() == first.data_ptr()
+    table.trainer = trainer()
+    assert table.rows("train")[0].data_ptr() == first.data_ptr()
+    # Training does not disturb what monitors and validation look at.
+    before = first.clone()
+    loader = table.train_dataloader()
+    for step in range(20):
+        loader.batch(step)
+    assert torch.equal(table.rows("train")[0], before)

@@ -1,0 +1,409 @@
+import re
+
+import numpy as np
+import pytest
+import synthetic
+import xarray as xr
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+from grok_lightning.figures import FIGURES, available, draw_curves, found_curves, groups_of_kind
+from grok_lightning.figures.curves import accuracy_at_memorisation, delay_sentence, last_accuracy, onset_sentences
+from grok_lightning.figures.style import (
+    Clock,
+    average,
+    decimals,
+    log_ticks,
+    number,
+    remove_caption,
+    settings,
+    spread,
+    tick_text,
+)
+
+
+def line(axes, label):
+    [found] = [line for line in axes.get_lines() if line.get_label() == label]
+    return found
+
+
+def replaced(record, **groups):
+    """The record with some groups replaced; None removes one."""
+    kept = {name: node.to_dataset() for name, node in record.children.items()}
+    kept = {name: group for name, group in (kept | groups).items() if group is not None}
+    return synthetic.record(kept, **record.attrs)
+
+
+def is_drawn(figure):
+    figure.draw_without_rendering()
+    return figure
+
+
+def test_lines_are_the_means_over_members_and_the_band_is_one_population_standard_deviation():
+    record = synthetic.parity_record()
+    curves = record["curves"].to_dataset()
+    accuracy, loss = draw_curves(record).axes
+    for axes, name in ((accuracy, "accuracy"), (loss, "loss")):
+        for split in ("train", "held_out"):
+            drawn = line(axes, f"{name} {split}")
+            expected = np.stack([curves[name].sel(split=split, member=member).values for member in range(5)])
+            np.testing.assert_allclose(drawn.get_ydata(), expected.mean(axis=0), rtol=1e-12)
+            np.testing.assert_allclose(drawn.get_xdata(), np.arange(301))
+    [train_band, held_band] = accuracy.collections
+    held = curves["accuracy"].sel(split="held_out").values
+    top = held_band.get_paths()[0].vertices[:, 1].max()
+    assert top == pytest.approx((held.mean(axis=1) + held.std(axis=1, ddof=0)).max())
+    assert train_band.get_facecolor().tolist() != held_band.get_facecolor().tolist()
+
+
+def test_each_member_is_drawn_behind_the_mean():
+    record = synthetic.parity_record()
+    accuracy, _ = draw_curves(record).axes
+    drawn = [entry.get_ydata() for entry in accuracy.get_lines()]
+    for split in ("train", "held_out"):
+        for member in range(5):
+            values = record["curves/accuracy"].sel(split=split, member=member).values
+            assert any(len(ys) == len(values) and np.array_equal(ys, values) for ys in drawn)
+
+
+def test_the_order_of_dimensions_does_not_matter():
+    record = synthetic.parity_record()
+    turned = replaced(record, curves=record["curves"].to_dataset().transpose("member", "split", "step"))
+    first, second = (line(draw_curves(entry).axes[0], "accuracy held_out").get_ydata() for entry in (record, turned))
+    np.testing.assert_array_equal(first, second)
+
+
+def test_onsets_are_marked_at_the_median_with_their_range():
+    accuracy, loss = draw_curves(synthetic.parity_record()).axes
+    for axes in (accuracy, loss):
+        assert line(axes, "memorised (5 of 5)").get_xdata()[0] == 27
+        assert line(axes, "generalised (5 of 5)").get_xdata()[0] == 125
+        spans = sorted((patch.get_x(), patch.get_x() + patch.get_width()) for patch in axes.patches)
+        assert spans == [(20, 38), (118, 174)]
+
+
+def test_step_0_has_a_place_on_the_time_axis():
+    accuracy, _ = draw_curves(synthetic.parity_record()).axes
+    to_pixels = accuracy.transData.transform
+    zero, one, ten, hundred = (to_pixels((x, 0.5))[0] for x in (0, 1, 10, 100))
+    assert np.isfinite(zero)
+    assert zero == pytest.approx(accuracy.bbox.x0)
+    assert zero < one < ten < hundred
+    assert ten - one == pytest.approx(hundred - ten)  # Logarithmic from 1 on.
+    assert "linear from 0 to 1" in accuracy.get_xlabel()
+    assert "epoch of 32 steps" in accuracy.get_xlabel()
+
+
+def test_a_first_measurement_within_the_first_epoch_is_told_as_a_step():
+    record = synthetic.parity_record()
+    curves = record["curves"].to_dataset()
+    accuracy, _ = draw_curves(replaced(record, curves=curves.assign_coords(step=np.arange(301)))).axes
+    assert "linear from 0 to step 1)" in accuracy.get_xlabel()
+
+
+def test_without_steps_per_epoch_time_is_told_in_steps():
+    record = synthetic.parity_record()
+    record.attrs["steps_per_epoch"] = 0
+    figure = is_drawn(draw_curves(record))
+    assert "optimizer step" in figure.axes[0].get_xlabel()
+    assert line(figure.axes[0], "accuracy train").get_xdata()[-1] == 9600
+    assert "at step 864 (median; range 640 to 1216)" in found_curves(record)
+    assert "epoch" not in found_curves(record)
+
+
+def test_a_loss_of_exactly_0_is_drawn():
+    record = synthetic.parity_record()
+    assert (record["curves/loss"].values == 0).any()
+    _, loss = is_drawn(draw_curves(record)).axes
+    assert loss.get_yscale() == "symlog"
+    low, high = loss.get_ylim()
+    assert low < 0 < high
+    assert abs(low) < 1e-3
+    assert np.isfinite(loss.transData.transform((200, 0))).all()
+    # The mean less a standard deviation is negative here; no member's loss is.
+    values = record["curves/loss"].sel(split="train").values
+    assert (values.mean(axis=1) - values.std(axis=1)).min() < 0
+    assert min(path.vertices[:, 1].min() for band in loss.collections for path in band.get_paths()) == 0
+
+
+def test_a_loss_that_hardly_changes_has_a_linear_axis_and_one_without_zeros_a_logarithmic_one():
+    record = synthetic.parity_record()
+    curves = record["curves"].to_dataset()
+    flat = replaced(record, curves=curves.assign(loss=curves.loss * 0 + 0.7))
+    assert is_drawn(draw_curves(flat)).axes[1].get_yscale() == "linear"
+    positive = replaced(record, curves=curves.assign(loss=curves.loss + 1e-11))
+    assert is_drawn(draw_curves(positive)).axes[1].get_yscale() == "log"
+
+
+def test_members_of_different_settings_are_never_averaged():
+    record = synthetic.sweep_record(settings=2, repeats=3)
+    accuracy, _ = is_drawn(draw_curves(record)).axes
+    held = record["curves/accuracy"].sel(split="held_out").values  # (T, 6); the first three have decay 0.1
+    for label, members in (("weight_decay = 0.1", [0, 1, 2]), ("weight_decay = 0.05", [3, 4, 5])):
+        drawn = line(accuracy, f"accuracy held_out {label}")
+        np.testing.assert_allclose(drawn.get_ydata(), held[:, members].mean(axis=1))
+    found = found_curves(record)
+    assert "With weight_decay = 0.1, all 3 members memorised" in found
+    assert "With weight_decay = 0.05, all 3 members memorised" in found
+
+
+def test_many_settings_get_a_scale_of_colours_instead_of_names():
+    record = synthetic.sweep_record(settings=12, repeats=2)
+    figure = is_drawn(draw_curves(record))
+    assert len(figure.axes) == 3
+    assert figure.axes[2].get_ylabel() == "weight_decay"
+    colours = {entry.get_color() for entry in figure.axes[0].get_lines()}
+    assert len(colours) == 12
+    assert "With 12 settings, only their means are drawn." in found_curves(record)
+
+
+def test_settings_know_seeds_from_other_coordinates():
+    group = synthetic.sweep_record(settings=3, repeats=2)["curves"].to_dataset()
+    found = settings(group)
+    assert [setting.label for setting in found] == ["weight_decay = 0.025", "weight_decay = 0.05", "weight_decay = 0.1"]
+    assert [setting.members.tolist() for setting in found] == [[4, 5], [2, 3], [0, 1]]
+    one = group.assign_coords(init_seed=("member", np.arange(6))).drop_vars("weight_decay")
+    assert [setting.label for setting in settings(one)] == [""]
+    words = group.assign_coords(weight_decay=("member", np.array([None, "a", 1, "a", None, 1], dtype=object)))
+    assert [setting.members.tolist() for setting in settings(words)] == [[0, 4], [1, 3], [2, 5]]
+
+
+def test_accuracy_against_uncorrupted_labels_is_drawn_where_it_was_measured():
+    record = synthetic.parity_record()
+    curves = record["curves"].to_dataset()
+    noisy = replaced(record, curves=curves.assign(true_accuracy=curves.accuracy * 0.9))
+    accuracy, _ = is_drawn(draw_curves(noisy)).axes
+    expected = 0.9 * curves.accuracy.sel(split="train").values.mean(axis=1)
+    np.testing.assert_allclose(line(accuracy, "true_accuracy train").get_ydata(), expected)
+
+
+# ---- words -----------------------------------------------------------------------------------------------------------
+
+
+def test_found_tells_onsets_and_accuracies_as_counted_by_hand():
+    record = synthetic.parity_record()
+    found = found_curves(record)
+    assert "All 5 members memorised, at epoch 27 (median; range 20 to 38)." in found
+    assert "All 5 members generalised, at epoch 125 (median; range 118 to 174)." in found
+    assert "Held-out accuracy at epoch 300 (step 9600) was" in found
+    # 125/27, 174/20, 118/38, 140/21, 123/35 = 4.63, 8.70, 3.11, 6.67, 3.51
+    assert delay_sentence(record) == (
+        "Generalising took 4.6 times as many steps as memorising (median of 5 members; range 3.1 to 8.7)."
+    )
+
+
+def test_found_counts_members_that_did_not_generalise():
+    record = synthetic.parity_record()
+    onset = record["onset"].to_dataset()
+    onset["step"].loc[{"event": "generalised", "member": [1, 3]}] = np.nan
+    censored = replaced(record, onset=onset)
+    assert (
+        "3 of 5 members generalised, at epoch 123 (median; range 118 to 125), and 2 did not by epoch 300 (step 9600)."
+        in (found_curves(censored))
+    )
+    assert line(draw_curves(censored).axes[0], "generalised (3 of 5)").get_xdata()[0] == 123
+    onset["step"].loc[{"event": "generalised"}] = np.nan
+    never = replaced(record, onset=onset)
+    assert "None of the 5 members generalised by epoch 300 (step 9600)." in onset_sentences(never)
+    assert delay_sentence(never) == ""
+    assert not [entry for entry in draw_curves(never).axes[0].get_lines() if "generalised" in str(entry.get_label())]
+
+
+def test_found_speaks_of_a_single_member_in_the_singular():
+    record = synthetic.parity_record(members=1)
+    assert onset_sentences(record) == [
+        "The member memorised at epoch 27 (step 864).",
+        "The member generalised at epoch 125 (step 4000).",
+    ]
+    assert delay_sentence(record) == "Generalising took 4.6 times as many steps as memorising."
+    onset = record["onset"].to_dataset()
+    onset["step"].loc[{"event": "generalised"}] = np.nan
+    assert "The member did not generalise by epoch 300 (step 9600)." in onset_sentences(replaced(record, onset=onset))
+    onset["step"].loc[{"event": "forgotten"}] = 9000.0
+    assert "The member forgot again, at epoch 281 (step 9000)." in onset_sentences(replaced(record, onset=onset))
+
+
+def test_a_member_that_knew_all_at_step_0_has_no_delay_factor():
+    record = synthetic.parity_record(members=2)
+    onset = record["onset"].to_dataset()
+    onset["step"].loc[{"event": "memorised", "member": 0}] = 0.0
+    assert delay_sentence(replaced(record, onset=onset)) == "Generalising took 8.7 times as many steps as memorising."
+    is_drawn(draw_curves(replaced(record, onset=onset)))
+
+
+def test_accuracy_at_memorisation_is_that_of_the_nearest_measurement():
+    record = synthetic.parity_record()
+    curves = record["curves"].to_dataset().isel(step=slice(0, None, 10))  # epochs 0, 10, 20, ...
+    held = curves.accuracy.sel(split="held_out").values
+    nearest = [3, 2, 4, 2, 3]  # epochs 27, 20, 38, 21 and 35, of which the last lies half-way: the earlier one
+    expected = [held[row, member] for member, row in enumerate(nearest)]
+    np.testing.assert_array_equal(accuracy_at_memorisation(record, curves), expected)
+
+
+def test_onsets_are_matched_by_member_not_by_position():
+    record = synthetic.parity_record()
+    onset = record["onset"].to_dataset().isel(member=[4, 2, 0])
+    partial = replaced(record, onset=onset)
+    curves = record["curves"].to_dataset()
+    expected = accuracy_at_memorisation(record, curves)
+    expected[[1, 3]] = np.nan
+    np.testing.assert_array_equal(accuracy_at_memorisation(partial, curves), expected)
+
+
+def test_last_accuracy_is_that_of_the_last_step_measured():
+    curves = synthetic.parity_record()["curves"].to_dataset()
+    curves["accuracy"].loc[{"split": "held_out", "step": curves.step[-3:]}] = np.nan
+    values, step = last_accuracy(curves, "held_out")
+    assert step == 297 * 32
+    np.testing.assert_array_equal(values, curves.accuracy.sel(split="held_out", step=297 * 32).values)
+
+
+def test_average_leaves_out_nan_and_warns_of_nothing():
+    values = np.array([[1.0, 3.0, np.nan], [np.nan, np.nan, np.nan], [2.0, np.inf, 4.0]])
+    mean, deviation = average(values)
+    np.testing.assert_array_equal(mean, [2.0, np.nan, 3.0])
+    np.testing.assert_array_equal(deviation, [1.0, np.nan, 1.0])
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.01, "0.01"),
+        (27.0, "27"),
+        (27.5, "27.5"),
+        (9600.0, "9600"),
+        (12345.6, "12346"),
+        (np.int64(3), "3"),
+        ("a", "a"),
+    ],
+)
+def test_numbers_in_words(value, text):
+    assert number(value) == text
+
+
+def test_decimals_never_round_a_miss_to_perfection():
+    assert [decimals(value) for value in (1.0, 0.998, 0.5, 0.0, 0.001)] == ["1.00", "0.998", "0.50", "0.00", "0.001"]
+
+
+def test_spread_and_clock():
+    assert spread([3.0]) == "3"
+    assert spread([1.0, 2.0, 10.0]) == "2 (median; range 1 to 10)"
+    assert Clock(32).at(864) == "epoch 27 (step 864)"
+    assert Clock(32).at(16) == "epoch 0.5 (step 16)"
+    assert Clock(0).at(864) == "step 864"
+
+
+def test_ticks():
+    assert log_ticks(1, 300) == [1, 10, 100]
+    assert log_ticks(200, 900) == [200, 500]
+    assert log_ticks(7, 7) == [7]
+    assert [tick_text(value) for value in (0, 1, 0.5, 1000, 1e5, 1e-4)] == [
+        "0",
+        "1",
+        "0.5",
+        "1000",
+        "$10^{5}$",
+        "$10^{-4}$",
+    ]
+
+
+# ---- awkward records -------------------------------------------------------------------------------------------------
+
+
+def awkward():
+    full = synthetic.parity_record()
+    curves = full["curves"].to_dataset()
+    nothing = xr.full_like(curves.accuracy, np.nan)
+    no_held_out = curves.where(curves.split == "train")
+    return {
+        "all NaN": replaced(full, curves=curves.assign(accuracy=nothing, loss=nothing)),
+        "no held-out rows": replaced(full, curves=no_held_out.assign_attrs(curves.attrs)),
+        "one step": replaced(full, curves=curves.isel(step=[0])),
+        "one late step": replaced(full, curves=curves.isel(step=[7])),
+        "no steps": replaced(full, curves=curves.isel(step=[])),
+        "one member": synthetic.parity_record(members=1),
+        "no onsets": replaced(full, onset=None),
+        "train only": replaced(full, curves=curves.sel(split=["train"])),
+        "step 0 not measured": replaced(full, curves=curves.isel(step=slice(1, None))),
+        "one diverged": replaced(full, curves=curves.where((curves.member != 2) | (curves.step < 3200), np.nan)),
+    }
+
+
+@pytest.mark.parametrize("name", list(awkward()))
+def test_awkward_records_are_drawn_and_told(name):
+    record = awkward()[name]
+    is_drawn(draw_curves(record))
+    found = found_curves(record)
+    assert not re.search(r"\bnan\b", found)
+    expected = {
+        "all NaN": "Held-out accuracy was not measured.",
+        "no held-out rows": "Held-out accuracy was not measured.",
+        "one step": "Training accuracy at epoch 0 (step 0) was",
+        "one late step": "Training accuracy at epoch 7 (step 224) was",
+        "no steps": "Training accuracy was not measured.",
+        "no onsets": "Onsets were not looked for.",
+        "train only": "Held-out accuracy was not measured.",
+    }
+    assert expected.get(name, "") in found
+
+
+def test_a_record_without_learning_curves_is_refused_and_not_offered():
+    record = replaced(synthetic.parity_record(), curves=None)
+    with pytest.raises(ValueError, match="LearningCurves"):
+        draw_curves(record)
+    assert [spec.name for spec in available(record)] == ["neuron_norms"]
+    assert available(synthetic.record({})) == ()
+
+
+def test_groups_are_found_by_kind_and_not_by_name():
+    record = synthetic.parity_record()
+    renamed = synthetic.record({"odd_name": record["curves"].to_dataset(), "curves": record["onset"].to_dataset()})
+    assert list(groups_of_kind(renamed, "LearningCurves")) == ["odd_name"]
+    assert list(groups_of_kind(renamed, "Onset")) == ["curves"]
+    assert [spec.name for spec in available(renamed)] == ["curves"]
+    assert len(draw_curves(renamed).axes) == 2
+
+
+def test_several_groups_of_curves_get_a_row_each():
+    record = synthetic.parity_record()
+    curves = record["curves"].to_dataset()
+    figure = is_drawn(draw_curves(synthetic.record({"first": curves, "second": curves})))
+    titles = [axes.get_title(loc="left") for axes in figure.axes]
+    assert titles == ["Accuracy (first)", "Loss (first)", "Accuracy (second)", "Loss (second)"]
+
+
+def test_captions_say_how_to_read_and_what_was_found():
+    record = synthetic.parity_record()
+    for spec in FIGURES:
+        caption = spec.draw(record).get_supxlabel().replace("\n", " ")
+        assert caption == f"{spec.how_to_read} {spec.found(record)}"
+
+
+def test_taking_the_caption_away_takes_its_room_away():
+    figure = draw_curves(synthetic.parity_record())
+    tall, panel = figure.get_figheight(), is_drawn(figure).axes[0].bbox.height
+    remove_caption(figure)
+    remove_caption(figure)
+    assert figure.get_supxlabel() == ""
+    assert figure.get_figheight() < tall - 0.5
+    assert is_drawn(figure).axes[0].bbox.height == pytest.approx(panel, rel=0.1)
+
+
+def test_nothing_overlaps_in_the_figures():
+    for record in (synthetic.parity_record(), synthetic.sweep_record(), synthetic.sweep_record(12, 2)):
+        for spec in FIGURES:
+            figure = spec.draw(record)
+            canvas = FigureCanvasAgg(figure)
+            canvas.draw()
+            renderer = canvas.get_renderer()
+            width, height = figure.bbox.width, figure.bbox.height
+            [legend] = figure.legends
+            box = legend.get_window_extent(renderer)
+            assert box.x0 >= 0
+            assert box.x1 <= width
+            assert box.y1 <= height
+            for axes in figure.axes:
+                panel = axes.get_tightbbox(renderer)
+                assert not box.overlaps(panel)
+                assert panel.x0 >= -1
+                assert panel.x1 <= width + 1
+            assert figure._supxlabel.get_window_extent(renderer).x1 <= width

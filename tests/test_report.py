@@ -1,0 +1,195 @@
+import ast
+import base64
+import re
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import synthetic
+import xarray as xr
+
+from grok_lightning import report
+from grok_lightning.report import verdict, write_report
+
+VOID = {"meta", "img", "br", "link"}
+
+
+class Page(HTMLParser):
+    """What a browser would find: tags that close, links, pictures, cells and text."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.links, self.images, self.rows, self.tags, self.text = [], [], [], [], [], ""
+        self.feed(text)
+        assert self.open == [], f"not closed: {self.open}"
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        self.tags.append(tag)
+        self.links += [attrs[name] for name in ("src", "href") if name in attrs]
+        if tag == "img":
+            self.images.append(attrs)
+        if tag == "tr":
+            self.rows.append([])
+        if tag == "td":
+            self.rows[-1].append("")
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if "style" not in self.open:
+            self.text += data
+        if self.open and self.open[-1] == "td":
+            self.rows[-1][-1] += data
+
+
+def written(record, directory):
+    path = write_report(record, directory)
+    text = path.read_text(encoding="utf-8")
+    return Page(text), text
+
+
+def replaced(record, **groups):
+    kept = {name: node.to_dataset() for name, node in record.children.items()}
+    kept = {name: group for name, group in (kept | groups).items() if group is not None}
+    return synthetic.record(kept, **record.attrs)
+
+
+def test_the_page_has_each_figure_once_and_fetches_nothing(tmp_path):
+    page, text = written(synthetic.parity_record(), tmp_path)
+    assert [image["alt"].split(":")[0] for image in page.images] == ["Accuracy and loss", "Norms of the neurons"]
+    assert page.links
+    assert all(link.startswith("data:image/png;base64,") for link in page.links)
+    pictures = [base64.b64decode(link.removeprefix("data:image/png;base64,"), validate=True) for link in page.links]
+    assert all(picture.startswith(b"\x89PNG\r\n") for picture in pictures)
+    assert len(set(pictures)) == 2
+    assert "script" not in page.tags
+    assert not re.search(r"https?://|url\(|@import", text)
+    assert {path.name for path in (tmp_path / "figures").iterdir()} == {"curves.png", "neuron_norms.png"}
+    assert {path.name for path in tmp_path.iterdir()} == {"figures", "report.html"}
+
+
+def test_the_table_has_the_numbers_of_the_record(tmp_path):
+    record = synthetic.parity_record()
+    onset = record["onset"].to_dataset()
+    onset["step"].loc[{"event": "generalised", "member": 1}] = np.nan
+    curves = record["curves"].to_dataset()
+    curves["accuracy"].loc[{"split": "held_out", "member": 2, "step": 38 * 32}] = 0.4321
+    curves["accuracy"].loc[{"split": "held_out", "member": 1, "step": 9600}] = 0.51
+    page, _ = written(replaced(record, onset=onset, curves=curves), tmp_path)
+    members = [row for row in page.rows if len(row) == 7]
+    assert len(members) == 5
+    assert members[0][:3] == ["0", "0", "epoch 27 (step 864)"]
+    assert members[0][4] == "epoch 125 (step 4000)"
+    assert members[1][4] == "not by step 9600"
+    assert members[1][6] == "0.51"
+    assert members[2][2:4] == ["epoch 38 (step 1216)", "0.43"]
+    assert members[4][5:] == ["1.00", "1.00"]
+
+
+def test_the_verdict_is_computed_from_the_record():
+    record = synthetic.parity_record()
+    text = verdict(record)
+    assert "All 5 members memorised, at epoch 27 (median; range 20 to 38)." in text
+    assert "All 5 members generalised, at epoch 125 (median; range 118 to 174)." in text
+    assert "Generalising took 4.6 times" in text
+    assert "known to within 32 steps" in text
+    assert "stopped" not in text
+    for status in ("stopped", "interrupted"):
+        record.attrs |= {"status": status, "last_step": 9600}
+        assert verdict(record).endswith(f"The run was {status} at epoch 300 (step 9600).")
+    record.attrs["status"] = "running"
+    assert verdict(record).endswith("The run had not ended at epoch 300 (step 9600).")
+
+
+def test_a_nasty_name_is_text_and_not_markup(tmp_path):
+    record = synthetic.parity_record()
+    nasty = '<script>alert("1")</script>&$x$'
+    curves = record["curves"].to_dataset().assign_coords(note=("member", [nasty, "b", "c", "d", "e"]))
+    record = replaced(record, curves=curves)
+    record.attrs |= {"experiment": nasty, "config": f"name: {nasty}\n</pre>", "version_x": nasty}
+    page, text = written(record, tmp_path)
+    assert "script" not in page.tags
+    assert "<script" not in text
+    assert page.text.count(nasty) >= 4
+
+
+def test_config_and_versions_are_on_the_page(tmp_path):
+    page, _ = written(synthetic.parity_record(), tmp_path)
+    assert "class_path: MLP" in page.text
+    assert ["2.13.0"] in page.rows
+
+
+def awkward():
+    full = synthetic.parity_record()
+    curves, neurons, onset = (full[name].to_dataset() for name in ("curves", "neurons", "onset"))
+    nan_curves = curves.map(lambda values: xr.full_like(values, np.nan), keep_attrs=True).assign_attrs(curves.attrs)
+    nan_norms = neurons.assign(norm=xr.full_like(neurons.norm, np.nan))
+    nan_onset = onset.map(lambda values: xr.full_like(values, np.nan), keep_attrs=True).assign_attrs(onset.attrs)
+    return {
+        "NaN everywhere": replaced(full, curves=nan_curves, neurons=nan_norms, onset=nan_onset),
+        "one step": replaced(full, curves=curves.isel(step=[0]), neurons=neurons.isel(step=[0])),
+        "one member": synthetic.parity_record(members=1),
+        "no onsets": replaced(full, onset=None),
+        "onsets only": replaced(full, curves=None, neurons=None),
+        "nothing": synthetic.record({}),
+        "no attributes": xr.DataTree(),
+        "sweep": synthetic.sweep_record(12, 2),
+    }
+
+
+@pytest.mark.parametrize("name", list(awkward()))
+def test_awkward_records_get_a_page(name, tmp_path):
+    page, _ = written(awkward()[name], tmp_path)
+    assert not re.search(r"\bnan\b", page.text)
+    assert len(page.images) == {"onsets only": 0, "nothing": 0, "no attributes": 0}.get(name, 2)
+    if name == "no onsets":
+        assert "Onsets were not looked for." in page.text
+    if name == "one member":
+        assert "The member generalised at epoch 125 (step 4000)." in page.text
+        assert "1 member," in page.text
+
+
+def test_a_record_from_a_file_gives_the_same_page(tmp_path):
+    record = synthetic.parity_record()
+    record.to_netcdf(tmp_path / "records.nc", engine="h5netcdf")
+    with xr.open_datatree(tmp_path / "records.nc", engine="h5netcdf") as stored:
+        assert verdict(stored) == verdict(record)
+        again = write_report(stored, tmp_path / "stored").read_text(encoding="utf-8")
+    assert again == write_report(record, tmp_path / "memory").read_text(encoding="utf-8")
+
+
+def test_a_page_that_cannot_be_finished_leaves_the_old_one(tmp_path, monkeypatch):
+    path = write_report(synthetic.parity_record(), tmp_path)
+    before = path.read_bytes()
+
+    def full(_):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("grok_lightning.report.os.fsync", full)
+    with pytest.raises(OSError, match="no space"):
+        write_report(synthetic.parity_record(members=1), tmp_path)
+    assert path.read_bytes() == before
+    assert {entry.name for entry in tmp_path.iterdir()} == {"figures", "report.html"}
+    assert {entry.name for entry in (tmp_path / "figures").iterdir()} == {"curves.png", "neuron_norms.png"}
+
+
+def test_reading_and_drawing_need_neither_torch_nor_lightning_nor_pyplot():
+    folder = Path(report.__file__).parent
+    files = [folder / "report.py", *(folder / "figures").glob("*.py")]
+    assert len(files) >= 4
+    for file in files:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) else []
+            for name in names:
+                root = name.split(".")[0]
+                assert root in {"matplotlib", "numpy", "xarray"} | sys.stdlib_module_names or name.startswith(
+                    "grok_lightning.figures"
+                ), f"{file.name} imports {name}"
+                assert "pyplot" not in name
