@@ -1,8 +1,8 @@
 """The command line: composes modules, data and callbacks, links them, and speaks clear errors. Holds no science."""
 
-import difflib
+import inspect
+import logging
 import os
-import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from grok_callbacks import LearningCurves, Onset, callbacks_of
+from grok_callbacks import LearningCurves, Monitor, Onset, Schedule, callbacks_of
 from jsonargparse import Namespace
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
@@ -22,6 +22,7 @@ from typing_extensions import override
 
 from grok_lightning import report
 from grok_lightning.data import GrokData
+from grok_lightning.errors import UserError, nearest, one_line
 from grok_lightning.modules import GrokModule
 from grok_lightning.population import check_consumed, members_table
 from grok_lightning.runs import (
@@ -36,6 +37,7 @@ from grok_lightning.runs import (
     release_directory,
     run_of_checkpoint,
 )
+from grok_lightning.tasks import Task
 from grok_lightning.terminal import StepBar, Summary
 
 __all__ = ["GrokCLI", "main"]
@@ -46,10 +48,6 @@ WORTH_THREADS = 15e6
 """Weights times rows of a step, over all members, from which more than one CPU thread is used by default."""
 
 
-class UserError(Exception):
-    """Something that the user can put right; shown as one line, exit code 2."""
-
-
 class Parser(LightningArgumentParser):
     """Says in one line what is wrong and what may have been meant, instead of pages of usage."""
 
@@ -57,7 +55,7 @@ class Parser(LightningArgumentParser):
         """Raise, for :func:`main` to print."""
         if os.environ.get("JSONARGPARSE_DEBUG"):
             raise UserError(message) from ex
-        raise UserError(_one_line(message, _options(self)))
+        raise UserError(one_line(message, _options(self), _classes()))
 
 
 class KeepConfig(SaveConfigCallback):
@@ -104,7 +102,16 @@ class GrokCLI(LightningCLI):
             parser.link_arguments("population", f"{target}.init_args.members", compute_fn=_members)
         for name in ("n_inputs", "n_outputs"):
             parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
-        parser.set_defaults({"trainer.default_root_dir": RUNS, "trainer.devices": 1, "trainer.num_sanity_val_steps": 0})
+        parser.set_defaults(
+            {
+                "trainer.default_root_dir": RUNS,
+                "trainer.devices": 1,
+                # The initial weights are measured anyway, in full.
+                "trainer.num_sanity_val_steps": 0,
+                # Nothing is logged by the training step; Lightning's 50 only leads to a warning for short epochs.
+                "trainer.log_every_n_steps": 1,
+            }
+        )
 
     @override
     def _parse_ckpt_path(self) -> None:
@@ -136,7 +143,7 @@ class GrokCLI(LightningCLI):
         try:
             super().instantiate_classes()
         except (ValueError, TypeError, NotImplementedError) as error:
-            raise UserError(str(error)) from error
+            raise UserError(one_line(str(error))) from error
 
     @override
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -215,7 +222,9 @@ class GrokCLI(LightningCLI):
             raise
         except Exception as error:
             if self._release_if_untrained() and not os.environ.get("JSONARGPARSE_DEBUG"):
-                raise UserError(str(error)) from error
+                if "loading state_dict" in str(error):
+                    raise UserError(f"ckpt_path: a checkpoint of another network: {one_line(str(error))}") from error
+                raise UserError(one_line(str(error))) from error
             self._say_how_to_resume()
             raise
 
@@ -346,9 +355,8 @@ def _with_shipped_configs(argv: list[str]) -> list[str]:
         shipped = next((folder / path.name for folder in _config_folders() if (folder / path.name).is_file()), None)
         if shipped is None:
             known = sorted({p.name for folder in _config_folders() for p in folder.glob("*.yaml")})
-            near = difflib.get_close_matches(path.name, known, n=1)
-            hint = f"did you mean configs/{near[0]}?" if near else f"shipped are {', '.join(known)}"
-            raise UserError(f"config: there is no file {path}; {hint}")
+            hint = nearest(path.name, known) or f"; shipped are {', '.join(known)}"
+            raise UserError(f"config: there is no file {path}{hint}")
         print(f"{path} is not here: using the one shipped with grok_lightning", file=sys.stderr)  # noqa: T201
         result[i + (0 if equals else 1)] = f"{option}={shipped}" if equals else str(shipped)
     return result
@@ -365,22 +373,36 @@ def _has(callbacks: Sequence[Callback], kind: type[Callback]) -> bool:
 
 
 def _options(parser: LightningArgumentParser) -> list[str]:
-    return [option for action in parser._actions for option in [action.dest] if option]
+    """Return the names of the options that a parser accepts, and of the arguments of our classes."""
+    options = [
+        line.split()[0].strip("-") for line in parser.format_help().splitlines() if line.strip().startswith("--")
+    ]
+    arguments = [
+        name for kind in _subclasses(GrokModule, GrokData, Task, Monitor) for name in inspect.signature(kind).parameters
+    ]
+    return [*options, *arguments]
 
 
-def _one_line(message: str, known: Sequence[str]) -> str:
-    lines = [line.strip(" -") for line in message.strip().splitlines() if line.strip()]
-    text = " ".join(lines)
-    match = re.search(r"'([\w.]+)' is not accepted|nrecognized arguments: -*([\w.]+)", text)
-    if match:
-        word = match[1] or match[2]
-        near = difflib.get_close_matches(word, known, n=1)
-        if near:
-            text += f"; did you mean {near[0]}?"
-    return text
+def _classes() -> list[str]:
+    """Return the names of the classes that can be named without their module."""
+    return [kind.__name__ for kind in _subclasses(GrokModule, GrokData, Task, Callback, Schedule)]
+
+
+def _subclasses(*kinds: type) -> list[type]:
+    """Return all classes derived from these."""
+    found: list[type] = []
+    for kind in kinds:
+        derived: list[type] = kind.__subclasses__()
+        found += [*derived, *_subclasses(*derived)]
+    return found
 
 
 def _quiet() -> None:
     """Drop warnings of libraries about one another, which a user can do nothing about."""
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated", category=FutureWarning)
+    # A resumed run goes on in its own directory, which is not empty.
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
+    # Advertisements, of which Lightning has no switch.
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
+        logging.getLogger(name).addFilter(lambda entry: "Tip:" not in entry.getMessage())

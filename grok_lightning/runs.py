@@ -379,7 +379,7 @@ class LastCheckpoint(Checkpoint):
         path.parent.mkdir(parents=True, exist_ok=True)
         # Beside the final file, so that the replacement is atomic on every filesystem.
         fresh = path.with_name(f".{path.name}")
-        trainer.save_checkpoint(fresh)
+        trainer.save_checkpoint(fresh, weights_only=False)
         if trainer.is_global_zero:
             os.replace(fresh, path)
         self._saved_at = time.monotonic()

@@ -216,7 +216,9 @@ def find_submodule(pl_module: LightningModule, path: str) -> nn.Module:
     """
     names: dict[str, nn.Module] = {_plain(name): module for name, module in pl_module.named_modules() if name}
     if path not in names:
-        raise ValueError(f"layer: the model has no '{path}'; it has {', '.join(names) or 'no submodules'}")
+        # A network's layers are meant, not metrics and the like.
+        layers = [name for name, module in names.items() if any(True for _ in module.parameters())]
+        raise ValueError(f"layer: the model has no '{path}'; it has {', '.join(layers) or 'no layers'}")
     return names[path]
 
 

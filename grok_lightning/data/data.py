@@ -2,11 +2,14 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
+import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
+from typing_extensions import override
 
+from grok_lightning.batch import Batch
 from grok_lightning.population import Coordinate, as_members
 
 __all__ = ["GrokData"]
@@ -26,6 +29,13 @@ class GrokData(LightningDataModule, ABC):
     def __init__(self, members: Mapping[str, Sequence[Coordinate]] | None = None) -> None:
         super().__init__()
         self.members = as_members(members)
+
+    @override
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Return our own batches as they are: they live on the device, and looking for tensors to move takes a while."""
+        if isinstance(batch, Batch) and batch.inputs.device == device:
+            return batch
+        return super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     @property
     @abstractmethod

@@ -1,5 +1,6 @@
 """The LightningModule that trains a population."""
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -78,8 +79,8 @@ class GrokModule(LightningModule, ABC):
         self._decay = None if decay is None else MemberDecay([float(value) for value in decay])
 
     def __setattr__(self, name: str, value: Any) -> None:
-        # Lightning notes the name of the hook it is in some forty times a step, and nn.Module would each time search for
-        # parameters, modules and buffers. A plain attribute that stays one can be set plainly: a tenth of a small step.
+        # Lightning notes the name of the hook it is in some forty times a step, and nn.Module would each time search
+        # for parameters, modules and buffers. A plain attribute that stays one can be set plainly: a tenth of a step.
         if (value is None or type(value) is str) and name in self.__dict__:
             object.__setattr__(self, name, value)
         else:
@@ -162,7 +163,8 @@ class GrokModule(LightningModule, ABC):
         if self.n_members > 1:
             check_elementwise(optimizer)
         if self._decay is not None:
-            self._decay.take_over(optimizer)
+            default = inspect.signature(type(self)).parameters.get("optimizer")
+            self._decay.take_over(optimizer, typed=default is None or self.optimizer is not default.default)
         if self.scheduler is None:
             return optimizer
         scheduler = self.scheduler(optimizer)
@@ -175,12 +177,6 @@ class GrokModule(LightningModule, ABC):
             monitor = getattr(scheduler, "monitor", "val/loss")
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": monitor}}
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    @override
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        if isinstance(batch, Batch) and batch.inputs.device == device:
-            return batch  # our tables live there already; looking for tensors to move takes longer than it seems
-        return super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     @override
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:

@@ -66,8 +66,12 @@ class MemberDecay:
         self.decays = list(decays)
         self._vectors: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
-    def take_over(self, optimizer: Optimizer) -> None:
+    def take_over(self, optimizer: Optimizer, typed: bool = True) -> None:
         """Set the optimizer's own decay to 0.
+
+        Args:
+            optimizer: The optimizer.
+            typed: Whether its arguments are somebody's choice, not a default: a decay among them is then refused.
 
         Raises:
             ValueError: If the optimizer has no such argument, or one was typed beside the coordinate.
@@ -76,7 +80,7 @@ class MemberDecay:
         for group in optimizer.param_groups:
             if "weight_decay" not in group:
                 raise ValueError(f"{type(optimizer).__name__} has no weight_decay to vary over members")
-            if group["weight_decay"] not in (0, _default_decay(type(optimizer))):
+            if typed and group["weight_decay"] not in (0, _default_decay(type(optimizer))):
                 raise ValueError(
                     f"weight_decay is given twice: {group['weight_decay']} for the optimizer and as a coordinate of "
                     "the population; leave one out"

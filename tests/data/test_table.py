@@ -98,6 +98,14 @@ def test_an_epoch_has_as_many_steps_as_the_longest_member_needs(train_size, batc
     assert several.steps_per_epoch == steps
 
 
+@pytest.mark.parametrize(("batch_size", "rows"), [(8, 8), (33, 33), (100, 40), (None, 40)])
+def test_a_step_has_as_many_rows_as_a_batch_or_the_longest_member(batch_size, rows):
+    table = data(batch_size=batch_size, members={"seed": [0, 0], "train_size": [7, 40]})
+    assert table.rows_per_step == rows
+    table.trainer = process(0, 1)
+    assert table.train_dataloader().batch(0).targets.shape == (2, rows)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

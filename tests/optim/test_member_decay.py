@@ -218,6 +218,15 @@ def test_the_module_refuses_a_typed_decay_and_a_negative_one():
         module({"seed": [0, 0], "weight_decay": [0.0, -1.0]}, optim.SGD)
 
 
+def test_the_decay_of_the_default_optimizer_gives_way_to_the_coordinate():
+    # Nobody typed the 0.01 of the paper.
+    population = MLP(n_inputs=6, hidden=(4,), members={"seed": [0, 0], "weight_decay": [0.0, 1.0]})
+    population.configure_model()
+    optimizer = population.configure_optimizers()
+    assert optimizer.param_groups[0]["weight_decay"] == 0
+    assert optimizer.param_groups[0]["lr"] == 0.1
+
+
 def fitted(members, make_optimizer, **options):
     quiet = ["logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing"]
     trained = module(members, make_optimizer)

@@ -42,6 +42,19 @@ class Dice(Task):
         return torch.randint(6, (n_rows, 1), generator=generator)
 
 
+class Columns(Task):
+    """Draws one column after the other, so that its first rows do depend on how many it draws at once."""
+
+    n_inputs = 2
+    n_outputs = 1000
+
+    def label(self, inputs):
+        return inputs[:, 0]
+
+    def draw(self, n_rows, generator):
+        return torch.stack([torch.randint(1000, (n_rows,), generator=generator) for _ in range(2)], dim=1)
+
+
 class Nothing(Task):
     """Has neither a table nor a way to draw."""
 
@@ -112,6 +125,12 @@ def test_the_rows_of_a_smaller_set_are_a_prefix(n):
     large = split_rows(task, 5, 2500, 10).inputs
     for size in (1, 1023, 1024, 1025):
         assert torch.equal(split_rows(task, 5, size, 10).inputs, large[:size])
+
+
+def test_rows_are_nested_however_the_task_draws():
+    large = split_rows(Columns(), 5, 2500, 10).inputs
+    for size in (1, 1024, 1025):
+        assert torch.equal(split_rows(Columns(), 5, size, 10).inputs, large[:size])
 
 
 @pytest.mark.parametrize("n", [12, 40])

@@ -1,0 +1,170 @@
+"""A run that is stopped and resumed is, bit for bit, the run that was not."""
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import xarray as xr
+from grok_lightning import report
+from grok_lightning.cli import main
+from grok_lightning.records import read_record
+
+STEPS_PER_EPOCH = 4
+LAST_STEP = 24
+
+CONFIG = """
+model:
+  class_path: MLP
+  init_args:
+    hidden: [8]
+    optimizer: {class_path: torch.optim.SGD, init_args: {lr: 0.3, momentum: 0.9}}
+    scheduler: {class_path: torch.optim.lr_scheduler.CosineAnnealingLR, init_args: {T_max: 30}}
+data:
+  class_path: TableData
+  init_args:
+    task: {class_path: SparseParity, init_args: {n: 6, k: 2}}
+    batch_size: 8
+    label_noise: 0.1
+population:
+  - {seed: 0, train_size: 32, weight_decay: 0.01}
+  - {seed: 1, train_size: 20, weight_decay: 0.0}
+trainer:
+  enable_progress_bar: false
+  callbacks:
+    - class_path: NeuronNormTracker
+      init_args: {layer: network.hidden.0, schedule: {class_path: EveryNSteps, init_args: {n: 3}}}
+    - class_path: Onset
+      init_args: {generalised_from: 0.6, memorised_above: 0.7, dwell: 4}
+    - class_path: ModelCheckpoint
+      init_args: {filename: "{step}", auto_insert_metric_name: false, save_top_k: -1, SAVE}
+"""
+
+LIMITS = {"epochs": ["--trainer.max_epochs=6"], "steps": ["--trainer.max_steps=24"]}
+VALIDATIONS = {
+    "every epoch": [],
+    "every second epoch": ["--trainer.check_val_every_n_epoch=2"],
+    "every three steps": ["--trainer.val_check_interval=3", "--trainer.check_val_every_n_epoch=null"],
+}
+RUN = "runs/tiny/version_0"
+EVERY_STEP = "every_n_train_steps: 1"
+
+Fit = Callable[..., Path]
+
+
+@pytest.fixture()
+def fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fit:
+    """Return a function that fits in a directory of its own and returns the run's directory."""
+
+    # What a run has left is compared; how it is drawn is tested elsewhere.
+    monkeypatch.setattr(report, "write_report", lambda record, directory: directory)
+
+    def run(name: str, *arguments: str, save: str = EVERY_STEP, after: Path | None = None) -> Path:
+        """Fit in the folder ``name``, after a copy of the run ``after`` if one is given."""
+        folder = tmp_path / name
+        if after is not None:
+            shutil.copytree(after.parents[2], folder)
+        folder.mkdir(exist_ok=True)
+        monkeypatch.chdir(folder)
+        (folder / "tiny.yaml").write_text(CONFIG.replace("SAVE", save))
+        monkeypatch.setattr(sys, "argv", ["grok"])
+        main(["fit", "--config", "tiny.yaml", *arguments])
+        (directory,) = (folder / "runs" / "tiny").iterdir()
+        return directory
+
+    return run
+
+
+def checkpoint_of(directory: Path) -> dict:
+    return torch.load(directory / "checkpoints" / "last.ckpt", weights_only=True)
+
+
+def assert_equal(found: object, expected: object, where: str) -> None:
+    """Compare nested states exactly."""
+    assert type(found) is type(expected), where
+    if isinstance(expected, torch.Tensor):
+        assert torch.equal(found.nan_to_num(-9.0), expected.nan_to_num(-9.0)), where
+    elif isinstance(expected, dict):
+        assert found.keys() == expected.keys(), where
+        for key in expected:
+            assert_equal(found[key], expected[key], f"{where}/{key}")
+    elif isinstance(expected, list | tuple):
+        assert len(found) == len(expected), where
+        for i, (one, other) in enumerate(zip(found, expected, strict=True)):
+            assert_equal(one, other, f"{where}/{i}")
+    else:
+        assert found == expected, where
+
+
+def assert_same_run(resumed: Path, whole: Path) -> None:
+    mine, theirs = checkpoint_of(resumed), checkpoint_of(whole)
+    for part in ("global_step", "state_dict", "optimizer_states", "lr_schedulers"):
+        assert_equal(mine[part], theirs[part], part)
+    monitors = [key for key in theirs["callbacks"] if not key.startswith("ModelCheckpoint")]
+    assert len(monitors) == 3
+    for key in monitors:
+        assert_equal(mine["callbacks"][key], theirs["callbacks"][key], key)
+    record, reference = read_record(resumed / "records.nc"), read_record(whole / "records.nc")
+    record.attrs.pop("config"), reference.attrs.pop("config")  # limits are typed anew on resuming
+    xr.testing.assert_identical(record, reference)
+
+
+@pytest.mark.parametrize("validation", VALIDATIONS)
+@pytest.mark.parametrize("limit", LIMITS)
+def test_resuming_at_any_step_gives_the_uninterrupted_run(fit: Fit, limit: str, validation: str) -> None:
+    arguments = [*LIMITS[limit], *VALIDATIONS[validation]]
+    whole = fit("whole", *arguments)
+    for step in (1, 3, 4, 6, 7, 8, 12, 23):  # within epochs, at their ends, at and beside validations
+        resumed = fit(f"from_{step}", *arguments, f"--ckpt_path={RUN}/checkpoints/{step}.ckpt", after=whole)
+        assert_same_run(resumed, whole)
+
+
+@pytest.mark.parametrize(
+    "save",
+    [
+        pytest.param("every_n_epochs: 1, save_on_train_epoch_end: true", id="end of epoch"),
+        pytest.param("every_n_epochs: 1, save_on_train_epoch_end: false", id="end of validation"),
+    ],
+)
+@pytest.mark.parametrize("limit", LIMITS)
+def test_resuming_at_the_end_of_an_epoch_or_validation_gives_the_uninterrupted_run(
+    fit: Fit, limit: str, save: str
+) -> None:
+    whole = fit("whole", *LIMITS[limit], save=save)
+    for step in (4, 8, 20):
+        checkpoint = f"--ckpt_path={RUN}/checkpoints/{step}.ckpt"
+        resumed = fit(f"from_{step}", *LIMITS[limit], checkpoint, save=save, after=whole)
+        assert_same_run(resumed, whole)
+
+
+@pytest.mark.parametrize("validation", ["every epoch", "every three steps"])
+@pytest.mark.parametrize("stop", [5, 8, 9, 12])
+def test_a_run_that_reached_max_steps_goes_on(fit: Fit, stop: int, validation: str) -> None:
+    cadence = VALIDATIONS[validation]
+    whole = fit("whole", *LIMITS["steps"], *cadence)
+    short = fit("short", f"--trainer.max_steps={stop}", *cadence)
+    assert int(read_record(short / "records.nc").attrs["last_step"]) == stop
+    resumed = fit("short", *LIMITS["steps"], *cadence, f"--ckpt_path={short}/checkpoints/last.ckpt")
+    assert resumed == short, "a run is continued where it lies"
+    assert_same_run(resumed, whole)
+
+
+def test_a_new_process_resumes_exactly(fit: Fit, tmp_path: Path) -> None:
+    whole = fit("whole", *LIMITS["epochs"])
+    command = [sys.executable, "-m", "grok_lightning", "fit", "--ckpt_path", f"{whole}/checkpoints/10.ckpt"]
+    # No config is named: the run's own is taken.
+    again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert again.returncode == 0, again.stderr
+    reference = fit("reference", *LIMITS["epochs"])
+    assert_same_run(whole, reference)
+
+
+def test_a_changed_run_is_noticed(fit: Fit) -> None:
+    """The comparison can fail."""
+    whole = fit("whole", *LIMITS["epochs"])
+    other = fit("other", *LIMITS["epochs"], "--model.optimizer.lr=0.300001")
+    with pytest.raises(AssertionError):
+        assert_same_run(other, whole)
