@@ -128,6 +128,8 @@ class GrokCLI(LightningCLI):
         root = Path(config.trainer.default_root_dir or RUNS)
         if config.get("ckpt_path"):
             config.ckpt_path = str(_checkpoint(config.ckpt_path, root / self._experiment))
+            resumed = self._resumed_run()
+            self._experiment = self._experiment if resumed is None else resumed.absolute().parent.name
         self._choose_accelerator(config.trainer)
         if config.threads is not None and config.threads < 1:
             raise UserError(f"threads: expected at least 1, got {config.threads}")
@@ -154,7 +156,8 @@ class GrokCLI(LightningCLI):
         callbacks = config["callbacks"] or []
         callbacks = [*callbacks] if isinstance(callbacks, list) else [callbacks]
         if self.subcommand == "fit" and not config["fast_dev_run"]:
-            directory = self._run_directory(config)
+            # Absolute: a checkpoint remembers where it was written, and a resumed run may be started from elsewhere.
+            directory = self._run_directory(config).resolve()
             kwargs["default_root_dir"] = str(directory)
             if config["logger"] in (None, True):
                 kwargs["logger"] = TensorBoardLogger(

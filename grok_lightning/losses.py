@@ -97,7 +97,8 @@ def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     if targets.is_floating_point():
         if logits.shape[-1] != 1:
             raise ValueError(f"cross_entropy: signs need one output, got logits of shape {tuple(logits.shape)}")
-        return nnf.softplus(-targets * logits.squeeze(-1))
+        # Not softplus, which is linear from 20 on.
+        return -nnf.logsigmoid(targets * logits.squeeze(-1))
     if logits.shape[-1] < 2:
         raise ValueError(f"cross_entropy: classes need at least two outputs, got logits of shape {tuple(logits.shape)}")
     return -nnf.log_softmax(logits, dim=-1).gather(-1, targets.unsqueeze(-1)).squeeze(-1)
@@ -144,6 +145,8 @@ def correct(logits: Tensor, targets: Tensor) -> Tensor:
     """
     _check(logits, targets, "correct")
     if targets.is_floating_point():
+        if logits.shape[-1] != 1:
+            raise ValueError(f"correct: signs need one output, got logits of shape {tuple(logits.shape)}")
         return logits.squeeze(-1) * targets > 0
     # argmax takes NaN for the largest value, which would now and then be "right".
     return (logits.argmax(dim=-1) == targets) & ~logits.isnan().any(dim=-1)

@@ -212,8 +212,8 @@ def checkpoint_fault(path: Path) -> str | None:
 
 def run_of_checkpoint(checkpoint: Path) -> Path | None:
     """Return the run directory that a checkpoint lies in, ``None`` if it lies elsewhere."""
-    run = checkpoint.resolve().parent.parent
-    return run if checkpoint.resolve().parent.name == CHECKPOINTS and _is_run(run) else None
+    run = Path(os.path.normpath(checkpoint.parent / ".."))
+    return run if checkpoint.absolute().parent.name == CHECKPOINTS and _is_run(run) else None
 
 
 class Recorder(Callback):

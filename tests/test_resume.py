@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 import xarray as xr
-from grok_lightning import report
+from grok_lightning import Recorder, report
 from grok_lightning.cli import main
 from grok_lightning.records import read_record
 
-STEPS_PER_EPOCH = 4
-LAST_STEP = 24
+# The copies that are resumed here lie in another place than the run that they are copies of.
+pytestmark = pytest.mark.filterwarnings("ignore:The dirpath has changed")
 
 CONFIG = """
 model:
@@ -61,6 +61,8 @@ def fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fit:
 
     # What a run has left is compared; how it is drawn is tested elsewhere.
     monkeypatch.setattr(report, "write_report", lambda record, directory: directory)
+    # Runs here save at every step; the record that counts is the one written at the end.
+    monkeypatch.setattr(Recorder, "on_save_checkpoint", lambda *_: None)
 
     def run(name: str, *arguments: str, save: str = EVERY_STEP, after: Path | None = None) -> Path:
         """Fit in the folder ``name``, after a copy of the run ``after`` if one is given."""
@@ -112,12 +114,20 @@ def assert_same_run(resumed: Path, whole: Path) -> None:
     xr.testing.assert_identical(record, reference)
 
 
-@pytest.mark.parametrize("validation", VALIDATIONS)
-@pytest.mark.parametrize("limit", LIMITS)
+@pytest.mark.parametrize(
+    ("limit", "validation"),
+    [
+        ("epochs", "every epoch"),
+        ("epochs", "every second epoch"),
+        ("epochs", "every three steps"),
+        ("steps", "every epoch"),
+        ("steps", "every three steps"),
+    ],
+)
 def test_resuming_at_any_step_gives_the_uninterrupted_run(fit: Fit, limit: str, validation: str) -> None:
     arguments = [*LIMITS[limit], *VALIDATIONS[validation]]
     whole = fit("whole", *arguments)
-    for step in (1, 3, 4, 6, 7, 8, 12, 23):  # within epochs, at their ends, at and beside validations
+    for step in (1, 4, 6, 8, 23):  # within epochs, at their ends, at and beside validations
         resumed = fit(f"from_{step}", *arguments, f"--ckpt_path={RUN}/checkpoints/{step}.ckpt", after=whole)
         assert_same_run(resumed, whole)
 
@@ -134,14 +144,14 @@ def test_resuming_at_the_end_of_an_epoch_or_validation_gives_the_uninterrupted_r
     fit: Fit, limit: str, save: str
 ) -> None:
     whole = fit("whole", *LIMITS[limit], save=save)
-    for step in (4, 8, 20):
+    for step in (4, 8):
         checkpoint = f"--ckpt_path={RUN}/checkpoints/{step}.ckpt"
         resumed = fit(f"from_{step}", *LIMITS[limit], checkpoint, save=save, after=whole)
         assert_same_run(resumed, whole)
 
 
 @pytest.mark.parametrize("validation", ["every epoch", "every three steps"])
-@pytest.mark.parametrize("stop", [5, 8, 9, 12])
+@pytest.mark.parametrize("stop", [5, 8, 9])
 def test_a_run_that_reached_max_steps_goes_on(fit: Fit, stop: int, validation: str) -> None:
     cadence = VALIDATIONS[validation]
     whole = fit("whole", *LIMITS["steps"], *cadence)

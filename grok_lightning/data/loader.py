@@ -5,6 +5,7 @@ loader without a length for one batch too early.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -92,6 +93,13 @@ class StepLoader:
         for _ in range(len(self)):
             yield self.batch(self._step())
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing: the batches follow from the step. Its being there tells Lightning that it can resume."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take nothing."""
+
     def batch(self, step: int) -> Batch:
         """Return the batch of step ``step``: inputs ``(E, B, ...)``, targets ``(E, B)``, weights where needed."""
         inputs, targets = self._epoch_of(step)
@@ -132,14 +140,19 @@ class StepLoader:
         count = torch.tensor(counts, device=device).unsqueeze(1)
         rows = torch.tensor(starts, device=device).unsqueeze(1) + torch.minimum(position, count - 1)
         members = torch.arange(len(counts), device=device).unsqueeze(1)
-        weights = (position < count).to(inputs.dtype if inputs.is_floating_point() else torch.get_default_dtype())
-        return inputs[members, rows], targets[members, rows], weights / count
+        weights = (position < count).to(_precise(device)) / count
+        return inputs[members, rows], targets[members, rows], weights
 
     def _shard(self, inputs: Tensor, targets: Tensor, weights: Tensor | None) -> Batch:
         if self._world == 1:
             return Batch(inputs, targets, weights)
         if weights is None:
-            dtype = inputs.dtype if inputs.is_floating_point() else torch.get_default_dtype()
-            weights = torch.full(targets.shape, 1 / targets.shape[1], dtype=dtype, device=targets.device)
+            device = targets.device
+            weights = torch.full(targets.shape, 1 / targets.shape[1], dtype=_precise(device), device=device)
         mine = slice(self._rank, None, self._world)
         return Batch(inputs[:, mine], targets[:, mine], weights[:, mine] * self._world)
+
+
+def _precise(device: torch.device) -> torch.dtype:
+    """Return the dtype of row weights: a third in float32 would be the error of a float64 run. MPS has no float64."""
+    return torch.float32 if device.type == "mps" else torch.float64

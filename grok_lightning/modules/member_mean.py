@@ -44,7 +44,9 @@ class MemberMean(Metric):
         """
         if values.ndim != 2 or values.shape[0] != self.total.shape[0]:
             raise ValueError(f"expected values (E, B) with E = {self.total.shape[0]}, got {tuple(values.shape)}")
-        values = values.to(self.total.dtype)
+        # Casting a module casts these too, past torchmetrics' own guard: in bfloat16 256 + 1 is 256.
+        self.total, self.count = self.total.double(), self.count.double()
+        values = values.double()
         if mask is None:
             self.total += values.sum(dim=1)
             self.count += values.shape[1]

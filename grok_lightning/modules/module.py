@@ -179,7 +179,14 @@ class GrokModule(LightningModule, ABC):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     @override
-    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip as asked, then decay: torch's own decay comes after clipping too. Lightning calls this every step."""
+        super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
         if self._decay is not None:
             self._decay.apply(optimizer)
 

@@ -80,6 +80,8 @@ class MemberDecay:
         for group in optimizer.param_groups:
             if "weight_decay" not in group:
                 raise ValueError(f"{type(optimizer).__name__} has no weight_decay to vary over members")
+            if group.get("maximize", False):
+                raise ValueError("maximize: a weight_decay coordinate would make weights grow; negate the loss instead")
             if typed and group["weight_decay"] not in (0, _default_decay(type(optimizer))):
                 raise ValueError(
                     f"weight_decay is given twice: {group['weight_decay']} for the optimizer and as a coordinate of "

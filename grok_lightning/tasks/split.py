@@ -52,16 +52,17 @@ def split_rows(
         ValueError: If a size is out of range.
 
     """
+    table = task.table()
+    size = task.size if table is None else len(table)
     if train_size < 1:
         raise ValueError(f"train_size: expected at least 1 row to train on, got {train_size}")
-    if task.size is not None and train_size > task.size:
-        raise ValueError(f"train_size: expected at most the {task.size} rows that there are, got {train_size}")
+    if size is not None and train_size > size:
+        raise ValueError(f"train_size: expected at most the {size} rows that there are, got {train_size}")
     if n_held_out < 0:
         raise ValueError(f"n_held_out: expected at least 0, got {n_held_out}")
-    if task.size is not None:
-        n_held_out = min(n_held_out, task.size - train_size)
+    if size is not None:
+        n_held_out = min(n_held_out, size - train_size)
     suffix = "" if nested else f" of {train_size}"
-    table = task.table()
     if table is None:
         inputs = _draw_distinct(task, train_size, stream(seed, f"training rows{suffix}"), without=None)
         held_out = _draw_distinct(task, n_held_out, stream(seed, "held-out rows"), without=inputs)

@@ -3,7 +3,6 @@ import torch
 from grok_callbacks import EveryNSteps, EveryValidation, LogSpaced, Monitor
 from grok_callbacks.monitor import find_submodule, validation_due
 from lightning.pytorch import Callback, LightningModule
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
@@ -437,16 +436,29 @@ def test_a_validation_because_training_is_stopped_is_announced(notes_of):
     assert notes.announced == notes.done
 
 
-def test_a_checkpoint_between_a_step_and_its_validation_owes_the_measurement(fit, tmp_path):
-    saves = {"save_top_k": -1, "every_n_train_steps": 3, "filename": "{step}", "save_on_train_epoch_end": False}
-    probe = Probe(EveryValidation())
-    fit(probe, ModelCheckpoint(dirpath=tmp_path, **saves), enable_checkpointing=True)
-    saved = torch.load(tmp_path / "step=3.ckpt", weights_only=True)
-    assert saved["callbacks"][probe.state_key]["steps"].tolist() == [0]  # not yet validated
-    resumed = Probe(EveryValidation())
-    fit(resumed, ckpt_path=tmp_path / "step=3.ckpt")
-    assert resumed.steps.tolist() == [0, 3, 6]
-    assert torch.equal(resumed.history["weight"], probe.history["weight"]) or resumed.asked[0] == (3, False)
+class SavesAt(Callback):
+    """Writes a checkpoint after this step, before the validation that follows it."""
+
+    def __init__(self, step, path):
+        self.step = step
+        self.path = path
+
+    def on_train_batch_end(self, trainer, pl_module, *args):
+        if trainer.global_step == self.step:
+            trainer.save_checkpoint(self.path)
+
+
+@pytest.mark.parametrize(("every", "steps"), [(1, [0, 3, 6]), (2, [0, 6])])
+def test_a_measurement_due_at_the_validation_after_a_checkpoint_is_made_up_for(fit, foreign, tmp_path, every, steps):
+    path = tmp_path / "it.ckpt"
+    probe, resumed = Probe(EveryValidation()), Probe(EveryValidation())
+    options = {"train": foreign.train_loader(shuffle=False), "check_val_every_n_epoch": every}
+    fit(probe, SavesAt(3, path), module=foreign.module(reseed=True), **options)
+    saved = torch.load(path, weights_only=True)
+    assert saved["callbacks"][probe.state_key]["steps"].tolist() == [0]  # the validation was yet to come
+    fit(resumed, ckpt_path=path, module=foreign.module(reseed=True), **options)
+    assert resumed.steps.tolist() == probe.steps.tolist() == steps
+    assert torch.equal(resumed.history["weight"], probe.history["weight"])
 
 
 class Nested(LightningModule):
@@ -471,11 +483,11 @@ def test_the_names_that_wrappers_add_need_not_be_known():
 
 
 @pytest.mark.parametrize("path", ["encoder.1x", "fc", "", "encoder._orig_mod.0"])
-def test_a_name_that_matches_nothing_is_answered_with_those_that_exist(path):
-    with pytest.raises(ValueError, match=f"the model has no '{path}'; it has encoder, encoder.0, encoder.1, head$"):
+def test_a_name_that_matches_nothing_is_answered_with_the_layers_that_exist(path):
+    with pytest.raises(ValueError, match=f"the model has no '{path}'; it has encoder, encoder.0, head$"):
         find_submodule(Nested(), path)
 
 
-def test_a_model_without_submodules_says_so():
-    with pytest.raises(ValueError, match="it has no submodules"):
+def test_a_model_without_layers_says_so():
+    with pytest.raises(ValueError, match="it has no layers"):
         find_submodule(LightningModule(), "fc")

@@ -1,0 +1,129 @@
+import subprocess
+import sys
+
+import pytest
+import torch
+from grok_callbacks import LearningCurves
+from grok_callbacks.curves import read_metric
+from lightning.pytorch import LightningModule
+
+THEIRS = {"held_out_loss": "val_loss", "held_out_accuracy": "val_acc", "train_loss": "train_loss"}
+# A fork is what a worker is; newer Pythons say so where threads exist.
+WORKERS = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=WORKERS)])
+def test_curves_of_a_foreign_module_are_what_it_logged(foreign, make_trainer, workers):
+    curves, module = LearningCurves(**THEIRS), foreign.module()
+    trainer = make_trainer(max_epochs=3, callbacks=[curves], num_sanity_val_steps=1)
+    trainer.fit(module, foreign.train_loader(workers), foreign.val_loader(workers))
+    assert curves.steps.tolist() == [step for step, _ in module.validated] == [3, 6, 9]
+    for array, name in [("loss", "val_loss"), ("accuracy", "val_acc")]:
+        values = curves.history[array]
+        assert values.shape == (3, 1, 2)
+        assert values.dtype == torch.float64
+        assert values[:, 0, 1].tolist() == [metrics[name] for _, metrics in module.validated]
+        assert values[:, 0, 0].isnan().all()  # it logs nothing of the rows trained on
+    assert "true_accuracy" not in curves.history
+
+
+def test_rows_trained_on_come_first(foreign, make_trainer):
+    script = {"a": lambda s: s / 8, "b": lambda s: -s, "c": lambda s: s + 1, "d": lambda s: 0.5}
+    curves = LearningCurves("a", "b", "c", "d", name="mine")
+    module = foreign.module(script)
+    make_trainer(max_epochs=2, callbacks=[curves]).fit(module, foreign.train_loader(), foreign.val_loader())
+    assert curves.history["loss"][:, 0].tolist() == [[0.375, 4], [0.75, 7]]
+    assert curves.history["accuracy"][:, 0].tolist() == [[-3, 0.5], [-6, 0.5]]
+    assert curves.labels["split"] == ("train", "held_out")
+    assert {name: dims for name, (dims, _) in curves.record().items()} == {
+        "step": ("step",),
+        "loss": ("step", "member", "split"),
+        "accuracy": ("step", "member", "split"),
+    }
+
+
+def test_where_no_metric_has_such_a_name_nothing_is_recorded(foreign, make_trainer):
+    curves = LearningCurves()
+    trainer = make_trainer(max_epochs=2, callbacks=[curves])
+    trainer.fit(foreign.module(), foreign.train_loader(), foreign.val_loader())
+    assert curves.record() == {}
+
+
+def test_a_metric_that_is_nan_is_kept_beside_those_that_are_not(foreign, make_trainer):
+    script = {"val_loss": lambda s: float("nan") if s == 3 else 1.0, "val_acc": lambda s: 0.5}
+    curves = LearningCurves(**THEIRS)
+    trainer = make_trainer(max_epochs=2, callbacks=[curves])
+    trainer.fit(foreign.module(script), foreign.train_loader(), foreign.val_loader())
+    assert curves.steps.tolist() == [3, 6]
+    assert curves.history["loss"][:, 0, 1].isnan().tolist() == [True, False]
+
+
+def test_loggers_get_nothing_from_it(foreign, make_trainer, recording_logger):
+    curves = LearningCurves(**THEIRS)
+    trainer = make_trainer(max_epochs=1, callbacks=[curves], logger=recording_logger)
+    trainer.fit(foreign.module(), foreign.train_loader(), foreign.val_loader())
+    assert {key for _, metrics in recording_logger.points for key in metrics} == {"epoch", "val_acc", "val_loss"}
+
+
+@pytest.fixture
+def of_two_members(foreign):
+    """A module that knows its metrics for every member; it logs their means too, which are not what is wanted."""
+
+    class OfTwo(foreign.module):
+        n_members = 2
+        own = ("train/loss", "train/accuracy", "val/loss", "val/accuracy")
+
+        def member_metrics(self):
+            step = self.trainer.global_step
+            return {name: torch.tensor([step + i, step + i + 0.5]) for i, name in enumerate(self.own)}
+
+    return OfTwo
+
+
+def test_a_module_that_knows_its_members_is_asked_for_each(foreign, of_two_members, make_trainer):
+    curves = LearningCurves()
+    module = of_two_members({"val/loss": lambda s: 99.0})
+    make_trainer(max_epochs=2, callbacks=[curves]).fit(module, foreign.train_loader(), foreign.val_loader())
+    assert curves.steps.tolist() == [0, 3, 6]  # it can measure itself before the first step
+    assert curves.history["loss"].tolist() == [[[s, s + 2], [s + 0.5, s + 2.5]] for s in (0, 3, 6)]
+    assert curves.history["accuracy"].tolist() == [[[s + 1, s + 3], [s + 1.5, s + 3.5]] for s in (0, 3, 6)]
+
+
+def test_a_metric_that_it_does_not_have_is_nan_for_every_member(foreign, of_two_members, make_trainer):
+    class TrainOnly(of_two_members):
+        own = ("train/loss", "train/accuracy")
+
+    curves = LearningCurves()
+    make_trainer(max_epochs=1, callbacks=[curves]).fit(TrainOnly(), foreign.train_loader(), foreign.val_loader())
+    assert curves.history["loss"].shape == (2, 2, 2)
+    assert curves.history["loss"][..., 1].isnan().all()
+    assert not curves.history["loss"][..., 0].isnan().any()
+
+
+def test_accuracy_against_true_labels_is_kept_where_labels_are_noisy(foreign, of_two_members, make_trainer):
+    class Noisy(of_two_members):
+        own = ("train/loss", "train/accuracy", "val/loss", "val/accuracy", "train/true_accuracy")
+
+    curves = LearningCurves()
+    make_trainer(max_epochs=1, callbacks=[curves]).fit(Noisy(), foreign.train_loader(), foreign.val_loader())
+    true, accuracy = curves.history["true_accuracy"], curves.history["accuracy"]
+    assert true[:, :, 0].tolist() == [[s + 4, s + 4.5] for s in (0, 3)]
+    assert torch.equal(true[:, :, 1], accuracy[:, :, 1])  # held-out labels are true
+    assert not torch.equal(true[:, :, 0], accuracy[:, :, 0])
+
+
+def test_reading_a_metric_that_nobody_logged_is_none(make_trainer):
+    assert read_metric(make_trainer(), LightningModule(), "val_acc") is None
+
+
+def test_a_foreign_project_with_these_callbacks_never_loads_our_package():
+    code = (
+        "import sys, grok_callbacks, grok_callbacks.curves, grok_callbacks.rows\n"
+        "from grok_callbacks import LearningCurves, Onset, StopAfterOnset\n"
+        "callbacks = [LearningCurves(), Onset(), StopAfterOnset()]\n"
+        "assert 'lightning' in sys.modules\n"
+        "assert not [name for name in sys.modules if name.split('.')[0] == 'grok_lightning']\n"
+        "print('alone')\n"
+    )
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "alone\n", done.stderr
