@@ -15,12 +15,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from grok_callbacks import LearningCurves, NeuronNormTracker, Onset
-from grok_lightning import MLP, LastCheckpoint, Recorder, TableData
-from grok_lightning.data import StepLoader
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
+
+from grok_callbacks import LearningCurves, NeuronNormTracker, Onset
+from grok_lightning import MLP, LastCheckpoint, Recorder, TableData
+from grok_lightning.data import StepLoader
 
 STEPS_PER_EPOCH = 32
 
@@ -54,7 +55,7 @@ def ordinary_loop(steps: int) -> float:
         chosen = order[step % STEPS_PER_EPOCH * 32 :][:32]
         loss = torch.relu(1 - targets[chosen] * network(inputs[chosen]).squeeze(-1)).mean()
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     return time.perf_counter() - began
 
@@ -69,7 +70,7 @@ def population_loop(n: int, steps: int) -> float:
     for step in range(steps):
         loss = module.training_step(loader.batch(step), step)
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     return time.perf_counter() - began
 
@@ -150,7 +151,7 @@ def main() -> None:
     for threads in (1, 2):
         torch.set_num_threads(threads)
         seconds: dict[tuple[str, int], list[float]] = {key: [] for key in timings}
-        for key, call in timings.items():
+        for call in timings.values():
             call()  # warm-up
         for _ in range(arguments.rounds):
             for key, call in timings.items():

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from grok_callbacks import LearningCurves, Monitor, Onset, Schedule, callbacks_of
 from jsonargparse import Namespace
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
@@ -20,6 +19,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from typing_extensions import override
 
+from grok_callbacks import LearningCurves, Monitor, Onset, Schedule, callbacks_of
 from grok_lightning import report
 from grok_lightning.data import GrokData
 from grok_lightning.errors import UserError, nearest, one_line

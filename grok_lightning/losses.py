@@ -8,7 +8,7 @@ Labels are of one of two kinds: *signs*, floating point, −1 or +1, predicted b
 """
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -16,7 +16,8 @@ from torch.nn import functional as nnf
 
 __all__ = ["LOSSES", "Loss", "check_labels", "correct", "cross_entropy", "get_loss", "hinge", "squared"]
 
-Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+# Any stands for Tensor: the command line takes a callable that returns a class for a recipe of an instance of it.
+Loss: TypeAlias = Callable[[Tensor, Tensor], Any]
 
 
 def hinge(logits: Tensor, targets: Tensor) -> Tensor:
@@ -112,7 +113,7 @@ LOSSES: dict[str, Loss] = {
 }
 
 
-def get_loss(loss: "str | Loss") -> Loss:
+def get_loss(loss: Loss | str) -> Loss:
     """Return the loss called ``loss``; a function ``(logits (E, B, C), targets (E, B)) -> (E, B)`` is taken as it is.
 
     Raises:

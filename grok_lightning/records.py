@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import xarray as xr
-from grok_callbacks import Monitor
 
+from grok_callbacks import Monitor
 from grok_lightning.population import Members
 
 __all__ = ["build_record", "read_record", "write_record"]

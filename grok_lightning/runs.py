@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import xarray as xr
-from grok_callbacks import Monitor, callbacks_of
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import rank_zero_info
 from typing_extensions import override
 
+from grok_callbacks import Monitor, callbacks_of
 from grok_lightning.data import GrokData
 from grok_lightning.modules import GrokModule
 from grok_lightning.networks import Network
@@ -81,27 +81,46 @@ class Run:
             frame.insert(list(frame.columns).index("step") + 1, "epoch", frame["step"] / per_epoch)
         return frame
 
-    def network(self, step: int | None = None, member: int = 0) -> Network:
+    def network(
+        self, step: int | None = None, member: int = 0, module_class: type[GrokModule] | None = None
+    ) -> Network:
         """Return the network of a member, with the weights of a checkpoint.
 
         Args:
             step: Number of optimizer steps; the newest checkpoint if ``None``.
             member: Index of the member.
+            module_class: Class of the module; needed only if the run was not started from the command line.
 
         Raises:
             FileNotFoundError: If there is no checkpoint of that step; the message names those that there are.
             IndexError: If there is no such member.
+            ValueError: If the module's class is neither given nor imported.
 
         """
         found: dict[int, Path] = {}
+        classes: dict[int, str] = {}
         for path in whole_checkpoints(self.directory / CHECKPOINTS):
-            found.setdefault(int(torch.load(path, weights_only=True, map_location="cpu")["global_step"]), path)
+            content = torch.load(path, weights_only=True, map_location="cpu")
+            found.setdefault(int(content["global_step"]), path)
+            classes.setdefault(int(content["global_step"]), content.get("hyper_parameters", {}).get("_class_path", ""))
         wanted = max(found, default=None) if step is None else step
         if wanted is None or wanted not in found:
             raise FileNotFoundError(
                 f"{self.directory} has no checkpoint of step {step}; it has those of {sorted(found) or 'none'}"
             )
-        return GrokModule.load_from_checkpoint(found[wanted], map_location="cpu", weights_only=True).member(member)
+        kind = module_class or _imported_module(classes[wanted])
+        return kind.load_from_checkpoint(found[wanted], map_location="cpu", weights_only=True).member(member)
+
+
+def _imported_module(class_path: str) -> type[GrokModule]:
+    """Return the imported GrokModule with this path. It is looked up, not imported: a checkpoint runs no code."""
+    kinds = [GrokModule]
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+        package, _, name = class_path.rpartition(".")
+        if kind.__name__ == name and (kind.__module__ == package or kind.__module__.startswith(f"{package}.")):
+            return kind
+    raise ValueError(f"module_class: the checkpoint's class '{class_path}' is not imported; import it or name it here")
 
 
 def open_run(path: str | Path = "runs") -> Run:

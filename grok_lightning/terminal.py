@@ -5,7 +5,6 @@ import sys
 import time
 from typing import Any
 
-from grok_callbacks import Monitor, Onset, callbacks_of
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from rich.console import Console
@@ -13,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from typing_extensions import override
 
+from grok_callbacks import Monitor, Onset, callbacks_of
 from grok_lightning.modules import GrokModule
 
 __all__ = ["StepBar", "Summary"]

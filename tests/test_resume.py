@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import xarray as xr
+
 from grok_lightning import Recorder, report
 from grok_lightning.cli import main
 from grok_lightning.records import read_record
@@ -55,7 +56,7 @@ EVERY_STEP = "every_n_train_steps: 1"
 Fit = Callable[..., Path]
 
 
-@pytest.fixture()
+@pytest.fixture
 def fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fit:
     """Return a function that fits in a directory of its own and returns the run's directory."""
 

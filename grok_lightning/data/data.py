@@ -32,7 +32,7 @@ class GrokData(LightningDataModule, ABC):
 
     @override
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Return our own batches as they are: they live on the device, and looking for tensors to move takes a while."""
+        """Return our own batches as they are: they live on the device, and looking for tensors costs time."""
         if isinstance(batch, Batch) and batch.inputs.device == device:
             return batch
         return super().transfer_batch_to_device(batch, device, dataloader_idx)

@@ -16,19 +16,23 @@ from grok_lightning.population import stream
 __all__ = ["RowLoader", "StepLoader"]
 
 
+ROWS_AT_ONCE = 2560
+
+
 class RowLoader:
     """All rows once, in order, in as few batches as the size allows: for validation.
 
     Args:
         rows: Rows of all members, ``(E, N, ...)`` each; ``weights`` marks padding with 0.
-        batch_size: Largest number of rows of one member in a batch. The default keeps the activations of a few members
-            with a thousand neurons in the processor's cache: several times faster than all rows at once.
+        batch_size: Largest number of rows of one member in a batch; by default such that all members together have
+            about 2,500. Activations of a thousand neurons then stay small enough for the processor's cache and for
+            memory that is used again: several times faster than all rows at once.
 
     """
 
-    def __init__(self, rows: Batch, batch_size: int = 512) -> None:
+    def __init__(self, rows: Batch, batch_size: int | None = None) -> None:
         self.rows = rows
-        self.batch_size = batch_size
+        self.batch_size = batch_size or max(32, ROWS_AT_ONCE // rows.targets.shape[0])
 
     def __len__(self) -> int:
         """Return the number of batches."""

@@ -56,5 +56,5 @@ class MemberMean(Metric):
 
     @override
     def compute(self) -> Tensor:
-        """Return the means ``(E,)``; NaN for a member of which no row was seen."""
+        """Return the means ``(E,)`` (a scalar for E = 1: torchmetrics squeezes); NaN where no row was seen."""
         return self.total / self.count

@@ -55,7 +55,7 @@ class GrokModule(LightningModule, ABC):
 
     def __init__(
         self,
-        loss: str | Loss,
+        loss: Loss | str,
         optimizer: OptimizerCallable,
         scheduler: LRSchedulerCallable | None,
         members: Mapping[str, Sequence[Coordinate]] | None,
@@ -195,7 +195,7 @@ class GrokModule(LightningModule, ABC):
         """Return the sum over members of each member's mean loss over its rows."""
         del batch_idx
         logits, rows = self._logits_of(batch)
-        values = self.loss(logits, rows.targets)
+        values: Tensor = self.loss(logits, rows.targets)
         if rows.weights is None:
             return values.mean(dim=1).sum()
         return (values * rows.weights).sum()
@@ -309,7 +309,8 @@ class GrokModule(LightningModule, ABC):
             for name in ("loss", "accuracy", "true_accuracy"):
                 metric = self._metric(split, name)
                 if metric.update_called:
-                    values[f"{split}/{name}"] = metric.compute()
+                    # torchmetrics takes the one value of a population of one out of its vector.
+                    values[f"{split}/{name}"] = metric.compute().reshape(self.n_members)
                     metric.reset()
         return values
 

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import grok_callbacks
 import pytest
 import torch
-from grok_callbacks import EveryNSteps, LearningCurves, LogSpaced, Monitor, NeuronNormTracker, Onset
 from lightning.pytorch import Callback
 from torch.optim import SGD
 
+import grok_callbacks
+from grok_callbacks import EveryNSteps, LearningCurves, LogSpaced, Monitor, NeuronNormTracker, Onset
 from grok_lightning.data import TableData
 from grok_lightning.modules import MLP
 from grok_lightning.tasks import SparseParity

@@ -3,9 +3,10 @@ import sys
 
 import pytest
 import torch
+from lightning.pytorch import LightningModule
+
 from grok_callbacks import LearningCurves
 from grok_callbacks.curves import read_metric
-from lightning.pytorch import LightningModule
 
 THEIRS = {"held_out_loss": "val_loss", "held_out_accuracy": "val_acc", "train_loss": "train_loss"}
 # A fork is what a worker is; newer Pythons say so where threads exist.

@@ -1,11 +1,12 @@
 import pytest
 import torch
-from grok_callbacks import EveryNSteps, EveryValidation, LogSpaced, Monitor
-from grok_callbacks.monitor import find_submodule, validation_due
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
+
+from grok_callbacks import EveryNSteps, EveryValidation, LogSpaced, Monitor
+from grok_callbacks.monitor import find_submodule, validation_due
 
 
 class Probe(Monitor):
@@ -174,34 +175,34 @@ class Disturbs(Probe):
 
 
 class Notes(Callback):
-    """Puts one module in eval mode, and notes modes and random state: first in the list, then after each measurement."""
+    """Notes modes and random state when training starts, or fails to."""
 
     def __init__(self):
         self.modes = []
         self.random = []
 
-    def note(self, pl_module):
+    def on_train_start(self, trainer, pl_module):
         self.modes.append([module.training for module in pl_module.modules()])
         self.random.append(torch.get_rng_state())
 
+    def on_exception(self, trainer, pl_module, exception):
+        self.on_train_start(trainer, pl_module)
+
 
 class Before(Notes):
+    """First puts one module in eval mode, so that modes differ."""
+
     def on_train_start(self, trainer, pl_module):
         pl_module.encoder.drop.eval()
-        self.note(pl_module)
+        super().on_train_start(trainer, pl_module)
 
-
-class After(Notes):
-    def on_train_start(self, trainer, pl_module):
-        self.note(pl_module)
-
-    def on_exception(self, trainer, pl_module, exception):
-        self.note(pl_module)
+    def on_exception(self, *args):
+        """Not again."""
 
 
 @pytest.mark.parametrize("mode", [True, False])
 def test_modes_and_random_state_are_put_back_module_by_module(fit, mode):
-    before, after = Before(), After()
+    before, after = Before(), Notes()
     fit(before, Disturbs(mode), after, max_steps=1, max_epochs=-1)
     assert sorted(set(before.modes[0])) == [False, True]
     assert after.modes == before.modes
@@ -210,7 +211,7 @@ def test_modes_and_random_state_are_put_back_module_by_module(fit, mode):
 
 @pytest.mark.parametrize("mode", [True, False])
 def test_modes_and_random_state_are_put_back_when_measuring_fails(fit, mode):
-    before, after, probe = Before(), After(), Disturbs(mode, fails=True)
+    before, after, probe = Before(), Notes(), Disturbs(mode, fails=True)
     with pytest.raises(RuntimeError, match="measuring failed"):
         fit(before, probe, after)
     assert after.modes == before.modes
@@ -296,6 +297,47 @@ def test_arrays_of_another_name_or_shape_are_refused(fit, values, message):
 
     with pytest.raises(ValueError, match=message):
         fit(Wrong())
+
+
+@pytest.mark.parametrize(
+    ("first", "later"),
+    [
+        ({"weight": (1, 4)}, {"weight": (1, 4), "bias": (1,)}),
+        ({"weight": (1, 4), "bias": (1,)}, {"weight": (1, 4)}),
+        ({"weight": (1, 4)}, {"weight": (1, 5)}),
+    ],
+)
+def test_arrays_that_do_not_line_up_with_those_of_earlier_steps_are_refused(fit, first, later):
+    class Varies(Probe):
+        dims = {"weight": ("input",), "bias": ()}  # noqa: RUF012 - a constant
+
+        def measure(self, trainer, pl_module):
+            shapes = first if trainer.global_step < 2 else later
+            return {name: torch.zeros(shape) for name, shape in shapes.items()}
+
+        def scalars(self, values):
+            return {}
+
+    with pytest.raises(ValueError, match="Varies"):
+        fit(Varies())
+
+
+def test_a_monitor_that_is_given_to_a_second_run_starts_again(fit, foreign):
+    probe = Probe(EveryNSteps(2))
+    fit(probe)
+    another = foreign.module(reseed=True)
+    another.encoder.fc1.weight.data.fill_(0.5)
+    fit(probe, module=another, max_epochs=1)
+    assert probe.steps.tolist() == [0, 2]
+    assert probe.history["weight"][0, 0].tolist() == [0.5] * 4
+
+
+def test_a_run_that_goes_on_in_the_same_trainer_goes_on_in_the_history(fit, foreign):
+    probe, module = Probe(EveryNSteps(2)), foreign.module()
+    trainer = fit(probe, module=module)
+    trainer.fit_loop.max_epochs = 3
+    trainer.fit(module, foreign.train_loader(), foreign.val_loader())
+    assert probe.steps.tolist() == [0, 2, 4, 6, 8]
 
 
 def test_a_module_with_members_needs_one_entry_for_each(fit, foreign):

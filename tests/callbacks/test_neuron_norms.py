@@ -5,11 +5,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from grok_callbacks import EveryNSteps, LogSpaced, NeuronNormTracker
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
+
+from grok_callbacks import EveryNSteps, LogSpaced, NeuronNormTracker
 
 # A fork is what a worker is; newer Pythons say so where threads exist.
 WORKERS = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
@@ -37,9 +38,11 @@ def expected_norms(weights, kind):
     first, second = weights
     incoming = [norm(row) for row in first]
     outgoing = [norm(column) for column in zip(*second, strict=True)]
-    return {"incoming": incoming, "outgoing": outgoing, "product": [i * o for i, o in zip(incoming, outgoing, strict=True)]}[
-        kind
-    ]
+    return {
+        "incoming": incoming,
+        "outgoing": outgoing,
+        "product": [i * o for i, o in zip(incoming, outgoing, strict=True)],
+    }[kind]
 
 
 @pytest.fixture

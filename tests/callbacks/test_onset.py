@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+
 from grok_callbacks import LearningCurves, Onset, StopAfterOnset
 
 THEIRS = {"train_accuracy": "train_acc", "held_out_accuracy": "val_acc"}
@@ -218,7 +219,11 @@ def test_it_listens_to_the_onset_of_its_name(fit):
     assert fit(slow, fast, StopAfterOnset(onset="fast")).global_step == 15
 
 
-@pytest.mark.parametrize("others", [[], [LearningCurves(name="onset")], [Onset(name="another")]], ids=["none", "another class", "another name"])
+@pytest.mark.parametrize(
+    "others",
+    [[], [LearningCurves(name="onset")], [Onset(name="another")]],
+    ids=["none", "another class", "another name"],
+)
 def test_without_its_onset_it_refuses_before_training(fit, others):
     with pytest.raises(ValueError, match="the Trainer has no Onset callback named 'onset'"):
         fit(*others, StopAfterOnset())

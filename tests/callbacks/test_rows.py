@@ -2,11 +2,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from grok_callbacks.protocols import HasRows
-from grok_callbacks.rows import rows_of
 from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
+from grok_callbacks.protocols import HasRows
+from grok_callbacks.rows import rows_of
 from grok_lightning.data import TableData
 from grok_lightning.tasks import SparseParity
 
@@ -101,7 +101,9 @@ def test_a_foreign_loaders_dataset_is_indexed_in_order_and_never_iterated():
 @pytest.mark.parametrize(("limit", "count"), [(1, 1), (4, 4), (6, 6), (100, 6)])
 def test_no_more_rows_are_fetched_than_the_limit(limit, count):
     dataset = Counted(6)
-    inputs, targets = rows_of(trainer_with(train_dataloader=DataLoader(dataset)), LightningModule(), "train", None, limit)
+    inputs, targets = rows_of(
+        trainer_with(train_dataloader=DataLoader(dataset)), LightningModule(), "train", None, limit
+    )
     assert dataset.asked == list(range(count))
     assert inputs.shape == (count, 2)
     assert targets.tolist() == list(range(count))
@@ -209,7 +211,9 @@ class Dictionaries(Dataset):
 
 
 @pytest.mark.parametrize(
-    "loader", [None, [], {"a": DataLoader(pairs())}, pairs(), iter([])], ids=["none", "empty", "dict", "dataset", "iter"]
+    "loader",
+    [None, [], {"a": DataLoader(pairs())}, pairs(), iter([])],
+    ids=["none", "empty", "dict", "dataset", "iter"],
 )
 def test_without_a_data_loader_the_message_says_how_to_give_rows(loader):
     for split in ("train", "held_out"):
@@ -227,11 +231,16 @@ def test_a_stream_cannot_be_indexed_and_the_message_says_how_to_give_rows(datase
 
 @pytest.mark.parametrize(
     "dataset",
-    [TensorDataset(torch.zeros(3, 2)), TensorDataset(*[torch.zeros(3)] * 3), TensorDataset(torch.empty(0, 2)), Dictionaries()],
-    ids=["inputs alone", "triples", "empty", "dictionaries"],
+    [
+        TensorDataset(torch.zeros(3, 2)),
+        TensorDataset(*[torch.zeros(3)] * 3),
+        TensorDataset(torch.empty(0, 2)),
+        Dictionaries(),
+        list(torch.zeros(3, 2)),
+    ],
+    ids=["inputs alone", "triples", "empty", "dictionaries", "bare rows of two"],
 )
 def test_rows_that_are_no_pairs_are_refused(dataset):
-    # The empty dataset has a sampler for an order it does not have.
     loader = DataLoader(dataset, batch_size=2)
     with pytest.raises(ValueError, match=r"rows: expected a dataset of \(input, target\) pairs"):
         rows_of(trainer_with(train_dataloader=loader), LightningModule(), "train")

@@ -2,6 +2,7 @@ import dataclasses
 from decimal import ROUND_HALF_UP, Decimal, localcontext
 
 import pytest
+
 from grok_callbacks import EveryNSteps, EveryValidation, LogSpaced
 
 LAST = 100_000

@@ -2,8 +2,9 @@ import math
 
 import pytest
 import torch
-from grok_callbacks.functional import neuron_norms
 from torch import nn
+
+from grok_callbacks.functional import neuron_norms
 
 SHAPES = [(1, 1), (1, 3), (5, 1), (4, 3), (2, 4, 3), (2, 1, 3, 2)]
 

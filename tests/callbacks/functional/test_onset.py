@@ -3,6 +3,7 @@ import random
 
 import pytest
 import torch
+
 from grok_callbacks.functional import falling_onset, rising_onset
 
 NAN = math.nan

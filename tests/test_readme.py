@@ -1,0 +1,104 @@
+"""What the README shows is run, word for word."""
+
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from grok_lightning import report
+from grok_lightning.cli import main
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+BLOCKS = dict(re.findall(r"<!-- test: (.*?) -->\n```python\n(.*?)```", README, flags=re.DOTALL))
+
+TINY = """
+model: {class_path: MLP, init_args: {hidden: [8]}}
+data: {class_path: TableData, init_args: {task: {class_path: SparseParity, init_args: {n: 6, k: 2}}, train_size: 30}}
+population: {seed: [0, 1, 2, 3]}
+trainer: {max_epochs: 2, enable_progress_bar: false}
+"""
+
+# What Lightning says to everybody who writes a first script, and the examples leave as it is.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers"),
+    pytest.mark.filterwarnings("ignore:The number of training batches"),
+    pytest.mark.filterwarnings("ignore:You are trying to `self.log"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["grok"])
+    monkeypatch.setattr(report, "write_report", lambda record, directory: directory)
+
+
+def test_every_block_of_python_is_tested() -> None:
+    assert README.count("```python") == len(BLOCKS) == 5
+
+
+def test_a_record_becomes_a_table(tmp_path: Path) -> None:
+    (tmp_path / "parity.yaml").write_text(TINY)
+    main(["fit", "--config", "parity.yaml"])
+    names: dict = {}
+    exec(BLOCKS["record"], names)  # noqa: S102
+    assert list(names["frame"].columns) == ["step", "epoch", "member", "split", "loss", "accuracy", "seed"]
+    assert len((tmp_path / "curves.csv").read_text().splitlines()) == 1 + 3 * 4 * 2
+
+
+def test_the_callbacks_drop_into_a_project(capsys: pytest.CaptureFixture[str]) -> None:
+    names: dict = {}
+    exec(BLOCKS["own project"], names)  # noqa: S102
+    assert names["norms"].history["norm"].shape[1:] == (1, 64)
+    assert not names["onset"].onsets()["generalised"].step.isnan().any()
+    assert names["trainer"].global_step < 240, "StopAfterOnset stopped it"
+
+
+def test_a_monitor_of_ones_own_measures() -> None:
+    names: dict = {}
+    exec(BLOCKS["own monitor"], names)  # noqa: S102
+    exec(BLOCKS["own task"], names)  # noqa: S102
+    exec(BLOCKS["own network and loss"].split("trainer =")[0], names)  # noqa: S102
+    from lightning.pytorch import Trainer
+
+    from grok_lightning import MLP, TableData
+
+    monitor = names["WeightNorm"]()
+    members = {"seed": [0, 1]}
+    trainer = Trainer(max_steps=1, logger=False, callbacks=[monitor], enable_checkpointing=False)
+    trainer.fit(MLP(members=members), datamodule=TableData(members=members))
+    assert monitor.history["norm"].shape == (1, 2)
+
+
+def test_a_task_a_network_and_a_loss_of_ones_own_train() -> None:
+    names: dict = {}
+    exec(BLOCKS["own task"], names)  # noqa: S102
+    exec(BLOCKS["own network and loss"], names)  # noqa: S102
+    assert float(names["trainer"].callback_metrics["val/accuracy"]) > 0.5
+
+
+def test_they_go_by_import_path_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = re.search(r"`python -m grok_lightning (fit --model MLP.*?)`", README, flags=re.DOTALL)
+    assert command is not None
+    loss = BLOCKS["own network and loss"].split("class Yours")[0]
+    (tmp_path / "mine.py").write_text(BLOCKS["own task"] + loss)
+    monkeypatch.syspath_prepend(tmp_path)
+    main(command[1].split())
+    assert (tmp_path / "runs" / "mlp" / "version_0" / "records.nc").is_file()
+
+
+def test_the_commands_of_the_readme_are_valid(tmp_path: Path) -> None:
+    """Those that name the shipped config, shortened to two batches."""
+    commands = re.findall(
+        r"^python -m grok_lightning (fit --config configs/parity\.yaml .*?)(?:\s+#.*)?$",
+        README.replace("\\\n", ""),
+        flags=re.M,
+    )
+    assert commands
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    for command in commands:
+        words = [a or b for a, b in re.findall(r"'([^']*)'|(\S+)", command)]
+        main([*words, "--trainer.fast_dev_run=2"])
