@@ -24,17 +24,9 @@ from grok_lightning.figures.curves import (
     last_accuracy,
     onset_sentences,
 )
-from grok_lightning.figures.style import (
-    Clock,
-    Onsets,
-    decimals,
-    groups_of_kind,
-    member_coordinates,
-    member_labels,
-    number,
-    read_onsets,
-    remove_caption,
-)
+from grok_lightning.figures.reading import Clock, Onsets, groups_of_kind, member_coordinates, member_labels, read_onsets
+from grok_lightning.figures.style import remove_caption
+from grok_lightning.figures.words import decimals, number
 
 __all__ = ["verdict", "write_report"]
 

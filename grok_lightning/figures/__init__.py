@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from grok_lightning.figures import curves, neuron_norms
 from grok_lightning.figures.curves import draw_curves, found_curves
 from grok_lightning.figures.neuron_norms import draw_neuron_norms, found_neuron_norms
-from grok_lightning.figures.style import groups_of_kind
+from grok_lightning.figures.reading import groups_of_kind
 
 __all__ = [
     "FIGURES",

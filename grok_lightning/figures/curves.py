@@ -14,36 +14,35 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter
 from numpy.typing import NDArray
 
+from grok_lightning.figures.reading import (
+    Clock,
+    Onsets,
+    Setting,
+    average,
+    groups_of_kind,
+    member_labels,
+    read_onsets,
+    settings,
+)
 from grok_lightning.figures.style import (
     BLUE,
     LABEL,
     STRIP,
     VERMILLION,
-    Clock,
-    Onsets,
     Palette,
-    Setting,
     add_caption,
     add_key,
-    average,
-    count,
-    decimals,
     draw_step_axis,
-    groups_of_kind,
     heighten,
     log_ticks,
     mark_onsets,
     mark_onsets_above,
-    member_labels,
     new_figure,
     palette,
-    plain,
-    read_onsets,
-    settings,
-    spread,
     tick_text,
     tidy,
 )
+from grok_lightning.figures.words import count, decimals, plain, spread
 
 __all__ = [
     "HOW_TO_READ",

@@ -13,32 +13,30 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from grok_lightning.figures.style import (
-    BLUE,
+from grok_lightning.figures.reading import (
     EVENTS,
-    LABEL,
-    VERMILLION,
     Clock,
     Onsets,
-    add_caption,
-    add_key,
     average,
-    count,
-    decimals,
-    draw_step_axis,
     groups_of_kind,
-    mark_onsets,
     member_coordinates,
     member_labels,
-    new_figure,
-    number,
-    palette,
-    plain,
     read_onsets,
     settings,
-    spread,
+)
+from grok_lightning.figures.style import (
+    BLUE,
+    LABEL,
+    VERMILLION,
+    add_caption,
+    add_key,
+    draw_step_axis,
+    mark_onsets,
+    new_figure,
+    palette,
     tidy,
 )
+from grok_lightning.figures.words import count, decimals, number, plain, spread
 
 __all__ = ["HOW_TO_READ", "MOST_LINES", "dominant_neurons", "draw_neuron_norms", "found_neuron_norms"]
 

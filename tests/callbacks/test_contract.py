@@ -332,9 +332,9 @@ class ForgetsItsState(Careless):
         """Forget."""
 
 
-class RemembersOnlySteps(Careless):
+class MixesUpItsState(Careless):
     def load_state_dict(self, state_dict):
-        super().load_state_dict(state_dict | {"values": {n: v[:0] for n, v in state_dict["values"].items()}})
+        super().load_state_dict(state_dict | {"values": {n: v.flip(0) for n, v in state_dict["values"].items()}})
 
 
 class KeepsAnObject(Careless):
@@ -428,7 +428,7 @@ def test_a_monitor_that_measures_at_other_steps_is_caught(setting, careless):
 
 
 @pytest.mark.parametrize(
-    ("careless", "match"), [(ForgetsItsState, "steps"), (RemembersOnlySteps, "differs"), (CountsCalls, "differs")]
+    ("careless", "match"), [(ForgetsItsState, "steps"), (MixesUpItsState, "differs"), (CountsCalls, "differs")]
 )
 def test_a_monitor_that_forgets_is_caught(setting, careless, match, tmp_path):
     check_resumes(setting, Careless, tmp_path)

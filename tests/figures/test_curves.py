@@ -8,17 +8,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from grok_lightning.figures import FIGURES, available, draw_curves, found_curves, groups_of_kind
 from grok_lightning.figures.curves import accuracy_at_memorisation, delay_sentence, last_accuracy, onset_sentences
-from grok_lightning.figures.style import (
-    Clock,
-    average,
-    decimals,
-    log_ticks,
-    number,
-    remove_caption,
-    settings,
-    spread,
-    tick_text,
-)
+from grok_lightning.figures.reading import Clock, average, settings
+from grok_lightning.figures.style import log_ticks, remove_caption, tick_text
+from grok_lightning.figures.words import decimals, number, spread
 
 
 def line(axes, label):
