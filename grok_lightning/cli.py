@@ -5,13 +5,14 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 from jsonargparse import Namespace
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -44,6 +45,9 @@ __all__ = ["GrokCLI", "main"]
 
 PROGRAM = "python -m grok_lightning"
 RUNS = "runs"
+USERS = (ValueError, TypeError, RuntimeError, OSError, NotImplementedError, MisconfigurationException)
+"""Errors that arguments cause; others, before training begins, are faults of a program and keep their traceback."""
+
 WORTH_THREADS = 15e6
 """Weights times rows of a step, over all members, from which more than one CPU thread is used by default."""
 
@@ -53,7 +57,7 @@ class Parser(LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise, for :func:`main` to print."""
-        if os.environ.get("JSONARGPARSE_DEBUG"):
+        if _debugging():
             raise UserError(message) from ex
         raise UserError(one_line(message, _options(self), _classes()))
 
@@ -76,7 +80,7 @@ class GrokCLI(LightningCLI):
     """LightningCLI with a population, run directories, and what a grokking experiment wants by default."""
 
     run_directory: Path | None = None
-    _claimed = False
+    _claimed: Path | None = None
 
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -144,7 +148,10 @@ class GrokCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         try:
             super().instantiate_classes()
-        except (ValueError, TypeError, NotImplementedError) as error:
+        except BaseException as error:
+            self._abandon_directory()
+            if not isinstance(error, USERS) or _debugging():
+                raise
             raise UserError(one_line(str(error))) from error
 
     @override
@@ -193,10 +200,9 @@ class GrokCLI(LightningCLI):
         if getattr(rank_zero_only, "rank", 0) != 0:
             return experiment / "version_of_rank_zero"
         try:
-            self.run_directory = claim_directory(experiment)
+            self.run_directory = self._claimed = claim_directory(experiment)
         except OSError as error:
             raise UserError(f"cannot write to {experiment}: {error.strerror or error}") from error
-        self._claimed = True
         return self.run_directory
 
     def _resumed_run(self) -> Path | None:
@@ -218,18 +224,48 @@ class GrokCLI(LightningCLI):
     def fit(self, **kwargs: Any) -> None:
         """Train; what stops it before its first step is told in a line and leaves no directory behind."""
         try:
-            self.trainer.fit(**kwargs)
-        except (SystemExit, KeyboardInterrupt):
-            self._release_if_untrained()
-            self._say_how_to_resume()
+            self._tell_in_a_line(self.trainer.fit, **kwargs)
+        except BaseException:
+            if self._began():
+                self._say_how_to_resume()
+            else:
+                self._abandon_directory()
             raise
+
+    def validate(self, **kwargs: Any) -> None:
+        """Measure a checkpoint on the rows trained on and on the held-out rows."""
+        self._tell_in_a_line(self.trainer.validate, **kwargs)
+
+    def test(self, **kwargs: Any) -> None:
+        """Measure a checkpoint on the held-out rows."""
+        self._tell_in_a_line(self.trainer.test, **kwargs)
+
+    def predict(self, **kwargs: Any) -> None:
+        """Compute the logits of a checkpoint on the held-out rows."""
+        self._tell_in_a_line(self.trainer.predict, **kwargs)
+
+    def _tell_in_a_line(self, call: Callable[..., Any], **kwargs: Any) -> None:
+        """Call; an error before training begins is the user's to mend, and no place for a traceback."""
+        try:
+            call(**kwargs)
         except Exception as error:
-            if self._release_if_untrained() and not os.environ.get("JSONARGPARSE_DEBUG"):
-                if "loading state_dict" in str(error):
-                    raise UserError(f"ckpt_path: a checkpoint of another network: {one_line(str(error))}") from error
-                raise UserError(one_line(str(error))) from error
-            self._say_how_to_resume()
-            raise
+            if self._began() or not isinstance(error, USERS) or _debugging():
+                raise
+            reason = one_line(str(error))
+            if "loading state_dict" in reason:
+                reason = f"ckpt_path: a checkpoint of another network: {reason}"
+            elif not isinstance(error, ValueError):
+                reason += " (JSONARGPARSE_DEBUG=true shows where)"
+            raise UserError(reason) from error
+
+    def _began(self) -> bool:
+        return any(isinstance(callback, Recorder) and callback.started for callback in callbacks_of(self.trainer))
+
+    def _abandon_directory(self) -> None:
+        """Remove the directory that was claimed for this run, if one was."""
+        if self._claimed is not None:
+            release_directory(self._claimed, root=self._claimed.parent.parent)
+            self._claimed = None
 
     def after_fit(self) -> None:
         """Draw the figures."""
@@ -237,14 +273,6 @@ class GrokCLI(LightningCLI):
             return
         page = report.write_report(open_run(self.run_directory).record, self.run_directory)
         rank_zero_info(f"figures and text: {page}\nagain, or of another run: {PROGRAM} report {self.run_directory}")
-
-    def _release_if_untrained(self) -> bool:
-        """Remove the claimed directory if training never began; return whether it never did."""
-        began = any(isinstance(c, Recorder) and c.started for c in callbacks_of(self.trainer)) or not self._claimed
-        if not began and self.run_directory is not None:
-            root = Path(self._get(self.config, "trainer").default_root_dir or RUNS)
-            release_directory(self.run_directory, root)
-        return not began
 
     def _say_how_to_resume(self) -> None:
         if self.run_directory is not None and (self.run_directory / "checkpoints" / "last.ckpt").is_file():
@@ -261,10 +289,13 @@ def main(args: Sequence[str] | None = None) -> None:
             _report(argv[1:])
             return
         argv = _with_shipped_configs(_with_config_of_run(argv))
-        sys.argv[1:] = argv
+        if args is None:
+            # Processes that Lightning starts for further devices are given the same words.
+            sys.argv[1:] = argv
         GrokCLI(
-            GrokModule,
-            GrokData,
+            args=None if args is None else argv,
+            model_class=GrokModule,
+            datamodule_class=GrokData,
             subclass_mode_model=True,
             subclass_mode_data=True,
             auto_configure_optimizers=False,
@@ -275,7 +306,7 @@ def main(args: Sequence[str] | None = None) -> None:
         )
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
-        raise SystemExit(2) from (error if os.environ.get("JSONARGPARSE_DEBUG") else None)
+        raise SystemExit(2) from (error if _debugging() else None)
 
 
 def _report(argv: Sequence[str]) -> None:
@@ -398,6 +429,10 @@ def _subclasses(*kinds: type) -> list[type]:
         derived: list[type] = kind.__subclasses__()
         found += [*derived, *_subclasses(*derived)]
     return found
+
+
+def _debugging() -> bool:
+    return os.environ.get("JSONARGPARSE_DEBUG", "").lower() in ("1", "true", "yes")
 
 
 def _quiet() -> None:

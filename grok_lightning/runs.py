@@ -395,7 +395,8 @@ class LastCheckpoint(Checkpoint):
         if _is_dry(trainer):
             return
         path = self.path(trainer)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if trainer.is_global_zero:
+            path.parent.mkdir(parents=True, exist_ok=True)
         # Beside the final file, so that the replacement is atomic on every filesystem.
         fresh = path.with_name(f".{path.name}")
         trainer.save_checkpoint(fresh, weights_only=False)

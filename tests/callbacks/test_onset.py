@@ -199,6 +199,13 @@ def test_the_sanity_check_stops_nothing(fit):
     assert trainer.global_step == 3
 
 
+def test_the_sanity_check_of_a_resumed_run_stops_nothing(fit, tmp_path):
+    fit(Onset(**THEIRS), max_epochs=4).save_checkpoint(tmp_path / "it.ckpt")
+    callbacks = [Onset(**THEIRS), StopAfterOnset("memorised")]
+    trainer = fit(*callbacks, ckpt_path=tmp_path / "it.ckpt", num_sanity_val_steps=1)
+    assert trainer.global_step == 15  # the first validation of its own
+
+
 def test_it_waits_for_the_last_member(foreign, make_trainer):
     class OfTwo(foreign.module):
         n_members = 2
@@ -207,9 +214,9 @@ def test_it_waits_for_the_last_member(foreign, make_trainer):
             step = self.trainer.global_step
             return {"train_acc": torch.tensor([float(step >= 3), float(step >= 12)])}
 
-    trainer = make_trainer(max_epochs=10, callbacks=[StopAfterOnset("memorised"), Onset(**THEIRS)])
+    trainer = make_trainer(max_epochs=10, callbacks=[StopAfterOnset("memorised", steps=3), Onset(**THEIRS)])
     trainer.fit(OfTwo(), foreign.train_loader(), foreign.val_loader())
-    assert trainer.global_step == 12
+    assert trainer.global_step == 15
 
 
 def test_it_listens_to_the_onset_of_its_name(fit):

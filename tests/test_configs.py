@@ -1,0 +1,47 @@
+"""Every config that is shipped runs, and says how to run it."""
+
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from grok_lightning.cli import main
+
+FOLDER = Path(__file__).parents[1] / "configs"
+CONFIGS = sorted(FOLDER.glob("*.yaml"))
+
+
+def test_there_are_configs():
+    """Without one, the tests below would pass by doing nothing."""
+    assert CONFIGS
+    assert all(path.suffix == ".yaml" and path.is_file() for path in FOLDER.iterdir()), "flat, and nothing else"
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """Work in an empty folder."""
+    monkeypatch.setattr(sys, "argv", ["grok"])
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.name)
+def test_a_config_takes_two_steps(config, elsewhere):
+    main(["fit", "--config", str(config), "--trainer.fast_dev_run=2", "--trainer.enable_progress_bar=false"])
+    assert not list(elsewhere.iterdir())
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.name)
+def test_the_header_of_a_config_holds_a_command_that_names_it(config, capsys):
+    header = re.match(r"(#.*\n)+", config.read_text())
+    assert header, "a config begins with a comment"
+    commands = re.findall(r"^# +python -m grok_lightning (.+)$", header[0], re.MULTILINE)
+    own = [shlex.split(command) for command in commands if f"configs/{config.name}" in command.split()]
+    assert own, f"no command with configs/{config.name} among {commands}"
+    for arguments in own:
+        with pytest.raises(SystemExit) as stopped:
+            # As typed by somebody who has the package and not its sources.
+            main([*arguments, "--print_config"])
+        assert stopped.value.code in (0, None), capsys.readouterr().err
