@@ -16,6 +16,7 @@ class UserError(Exception):
 _NOISE = re.compile(
     r"Does not validate against any of the Union subtypes|Subtypes: .*|Errors:|Given value type: .*|Given value: .*"
     r"|Expected a <class 'NoneType'>|Problem with given class_path .*|Call to compute_fn of link .* failed: ?"
+    r"|Not a valid subclass of .*|Subclass types expect one of:|a class path \(str\)|a dict with(out)? .*"
 )
 _NO_CLASS = re.compile(r"Expected a dot import path string: (\S+)|No module named '?([\w.]+)'?|.*Expected a path but.*")
 
@@ -40,8 +41,8 @@ def one_line(message: str, known: Iterable[str] = (), classes: Iterable[str] = (
         if unknown := re.match(r"Expected a dot import path string: (\S+)", reason):
             where = ".".join(keys) + ": " if keys else ""
             return f"{where}there is no class '{unknown[1]}'{nearest(unknown[1], classes)}"
-    text = "; ".join(reason.rstrip(".") for reason in reasons) or message.strip()
-    given = re.findall(r"Given value: (\S.{0,40})$", message, flags=re.MULTILINE)
+    text = "; ".join(reason.rstrip(".") for reason in reasons) or " ".join(message.split()) or "no reason was given"
+    given = re.findall(r"Given value: (?!Namespace|NestedArg)(\S.{0,40})$", message, flags=re.MULTILINE)
     if given and "Expected a" in text and given[-1] not in text:
         text += f", got {given[-1]}"
     if keys and not any(reason.startswith(keys[-1]) for reason in reasons):
@@ -58,8 +59,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
     """Return ``; did you mean X?`` for the known word that is most like ``word``, nothing if none is."""
     known = list(dict.fromkeys(known))
     found = difflib.get_close_matches(word, known, n=1)
-    if not found:
-        # Options are dotted: a wrong first part must not hide the right rest, nor the other way round.
-        tail = word.rpartition(".")[2]
-        found = [option for option in known if difflib.get_close_matches(tail, [option.rpartition(".")[2]], n=1)][:1]
+    if not found and "." not in word:
+        # Options are dotted, and their first part is what is forgotten first.
+        found = [option for option in known if difflib.get_close_matches(word, [option.rpartition(".")[2]], n=1)][:1]
     return f"; did you mean {found[0]}?" if found else ""

@@ -9,10 +9,10 @@ import yaml
 from lightning.pytorch import Callback
 from lightning.pytorch.cli import LightningArgumentParser
 
-from grok_callbacks import Onset, Schedule
-from grok_lightning.data import GrokData, TableData
+from grok_callbacks import Schedule
+from grok_lightning.data import GrokData
 from grok_lightning.errors import nearest, one_line
-from grok_lightning.modules import MLP, GrokModule
+from grok_lightning.modules import GrokModule
 from grok_lightning.population import members_table
 
 
@@ -52,8 +52,6 @@ def message(arguments: list[str]) -> str:
 
 OPTIONS = ["steps", "share", "population", "trainer.max_epochs", "hidden", "train_size", "dwell", "task"]
 CLASSES = ["MLP", "TableData", "SparseParity", "Onset", "NeuronNormTracker"]
-assert GrokModule
-assert {MLP, TableData, Onset}
 
 REFUSED: list[Any] = [
     pytest.param(["--steps=many"], ["steps", "int", "many"], id="a word for a number"),
@@ -162,7 +160,7 @@ def test_a_line_that_is_one_already_stays_as_it_is() -> None:
         "",
         " \n\t\n",
         "Errors:\n",
-        "Does not validate against any of the Union subtypes\nSubtypes: [int]\nErrors:\n  - Expected a <class 'NoneType'>",
+        "Does not validate against any of the Union subtypes\nErrors:\n  - Expected a <class 'NoneType'>",
         'Parser key "a":\n',
         "one\rtwo\x0bthree\u2028four",
     ],

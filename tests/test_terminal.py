@@ -4,7 +4,6 @@ import math
 import re
 
 import pytest
-import torch
 from lightning.pytorch import Callback
 
 from grok_callbacks import EveryNSteps, LearningCurves, NeuronNormTracker, Onset
@@ -42,7 +41,7 @@ class Total(Callback):
 def test_the_expected_number_of_steps_is_the_one_taken(make_trainer, foreign, options, expected):
     total = Total(last=10)
     trainer = make_trainer(callbacks=[total], **options)
-    trainer.fit(foreign.module(), foreign.train_loader())
+    trainer.fit(foreign.module(), foreign.train_loader(), foreign.val_loader())
     assert total.expected == expected
     assert trainer.global_step == (10 if expected is None else expected)
 
@@ -53,18 +52,24 @@ def lines_of(capsys):
 
 @pytest.fixture
 def bar(monkeypatch):
-    """A bar that looks at every step, as for a network that takes long for one."""
+    """A bar without a terminal that looks at every step, as for a network that takes long for one."""
     monkeypatch.setattr(terminal, "REFRESH_SECONDS", 0.0)
-    monkeypatch.setenv("TERM", "dumb")
     for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
         monkeypatch.delenv(name, raising=False)
+    return StepBar()
+
+
+@pytest.fixture
+def bar_in_a_terminal(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("FORCE_COLOR", "1")
     return StepBar()
 
 
 @pytest.mark.parametrize("steps", [1, 7, 40, 299])
 def test_without_a_terminal_a_bar_is_a_few_lines_to_the_last_step(make_trainer, foreign, capsys, bar, steps):
     trainer = make_trainer(max_steps=steps, max_epochs=-1, callbacks=[bar], enable_progress_bar=True)
-    trainer.fit(foreign.module(), foreign.train_loader())
+    trainer.fit(foreign.module(), foreign.train_loader(), foreign.val_loader())
     lines = lines_of(capsys)
     shown = [int(step) for step, _, _ in lines]
     assert min(steps, 15) <= len(lines) <= 25
@@ -75,7 +80,7 @@ def test_without_a_terminal_a_bar_is_a_few_lines_to_the_last_step(make_trainer, 
 
 def test_without_a_known_end_a_bar_is_a_few_lines_too(make_trainer, foreign, capsys, bar):
     trainer = make_trainer(max_epochs=-1, callbacks=[bar, Total(last=300)], enable_progress_bar=True)
-    trainer.fit(foreign.module(), foreign.train_loader())
+    trainer.fit(foreign.module(), foreign.train_loader(), foreign.val_loader())
     lines = lines_of(capsys)
     assert 3 <= len(lines) <= 25
     assert lines[-1][:2] == ("300", "?")
@@ -94,33 +99,28 @@ def test_a_bar_shows_what_the_module_puts_into_it(make_trainer, capsys, bar):
 def test_a_bar_that_is_switched_off_says_nothing(make_trainer, foreign, capsys, bar):
     trainer = make_trainer(max_epochs=1, callbacks=[bar], enable_progress_bar=True)
     bar.disable()
-    trainer.fit(foreign.module(), foreign.train_loader())
+    trainer.fit(foreign.module(), foreign.train_loader(), foreign.val_loader())
     assert not lines_of(capsys)
 
 
-def test_in_a_terminal_there_is_one_bar_and_it_is_closed(make_trainer, foreign, capsys, bar, monkeypatch):
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setenv("FORCE_COLOR", "1")
-    trainer = make_trainer(max_epochs=2, callbacks=[bar], enable_progress_bar=True)
-    trainer.fit(foreign.module(), foreign.train_loader())
+def test_in_a_terminal_there_is_one_bar_and_it_is_closed(make_trainer, foreign, capsys, bar_in_a_terminal):
+    trainer = make_trainer(max_epochs=2, callbacks=[bar_in_a_terminal], enable_progress_bar=True)
+    trainer.fit(foreign.module(), foreign.train_loader(), foreign.val_loader())
     shown = capsys.readouterr().err
     assert "6/6" in shown
     assert "step 1/6" not in shown, "no plain lines beside it"
     assert shown.rstrip().endswith("\x1b[?25h"), "the cursor is shown again"
 
 
-def test_a_bar_is_closed_by_an_error(make_trainer, foreign, capsys, bar, monkeypatch):
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setenv("FORCE_COLOR", "1")
-
+def test_a_bar_is_closed_by_an_error(make_trainer, foreign, capsys, bar_in_a_terminal):
     class Fails(Callback):
         def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
             if trainer.global_step == 2:
                 raise ValueError("two is enough")
 
-    trainer = make_trainer(max_epochs=2, callbacks=[bar, Fails()], enable_progress_bar=True)
+    trainer = make_trainer(max_epochs=2, callbacks=[bar_in_a_terminal, Fails()], enable_progress_bar=True)
     with pytest.raises(ValueError, match="two is enough"):
-        trainer.fit(foreign.module(), foreign.train_loader())
+        trainer.fit(foreign.module(), foreign.train_loader(), foreign.val_loader())
     assert "\x1b[?25h" in capsys.readouterr().err
 
 
@@ -167,4 +167,3 @@ def test_the_summary_of_somebody_elses_module_is_printed_too(make_trainer, forei
     trainer = make_trainer(max_epochs=1, callbacks=[Summary()])
     trainer.fit(foreign.module(), foreign.train_loader(), foreign.val_loader())
     assert "3 steps" in capsys.readouterr().out
-    assert torch.isfinite(torch.tensor(trainer.callback_metrics["val_acc"]))

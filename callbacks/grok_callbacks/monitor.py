@@ -130,6 +130,9 @@ class Monitor(Callback, ABC):
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         step = trainer.global_step
+        if step == 0:
+            # A second run with the same object, in a notebook say, must not go on with the history of the first.
+            self.load_state_dict({"steps": torch.empty(0, dtype=torch.int64), "values": {}})
         if self.schedule.at_validation:
             if step in (0, self._owed):
                 self._measure(trainer, pl_module)
@@ -181,6 +184,10 @@ class Monitor(Callback, ABC):
                     f"{type(self).__name__}: expected '{name}' of shape (member, {', '.join(self.dims[name])}) with "
                     f"{members} members, got {tuple(value.shape)}"
                 )
+        shapes = {name: tuple(value.shape) for name, value in values.items()}
+        before = {name: tuple(kept[-1].shape) for name, kept in self._values.items()}
+        if before and shapes != before:
+            raise ValueError(f"{type(self).__name__}: measured arrays {shapes}, but {before} at the step before")
 
     def _log(self, trainer: Trainer, step: int, values: dict[str, Tensor]) -> None:
         """Write scalars to every logger at this very step; ``pl_module.log`` would lose or mislabel them."""
@@ -200,11 +207,16 @@ def validation_due(trainer: Trainer) -> bool:
     """Return whether Lightning validates after the batch that was just trained on, by the Trainer's own flags."""
     every = trainer.check_val_every_n_epoch
     interval = trainer.val_check_batch
-    if not trainer.enable_validation or not interval or interval == float("inf"):
-        return trainer.enable_validation and interval == float("inf") and trainer.is_last_batch
-    if every is None:
-        return bool((trainer.fit_loop.total_batch_idx + 1) % interval == 0)
-    return bool((trainer.current_epoch + 1) % every == 0 and (trainer.fit_loop.batch_idx + 1) % interval == 0)
+    if not trainer.enable_validation or (every is not None and (trainer.current_epoch + 1) % every):
+        return False
+    if trainer.should_stop:
+        return True
+    if not interval:
+        return False
+    if interval == float("inf"):
+        return bool(trainer.is_last_batch)
+    batches = trainer.fit_loop.total_batch_idx if every is None else trainer.fit_loop.batch_idx
+    return bool((batches + 1) % interval == 0)
 
 
 def find_submodule(pl_module: LightningModule, path: str) -> nn.Module:

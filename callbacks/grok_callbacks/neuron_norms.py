@@ -90,8 +90,10 @@ class NeuronNormTracker(Monitor):
     @override
     def draw(self, logger: Logger, step: int, values: dict[str, Tensor]) -> None:
         # By name: a logger of the older package pytorch_lightning is another class of the same name.
-        if self.histograms and type(logger).__name__ == "TensorBoardLogger":
-            logger.experiment.add_histogram(f"{self.name}/norm", values["norm"], step)  # type: ignore[attr-defined]
+        finite = values["norm"][values["norm"].isfinite()]
+        # TensorBoard cannot draw nothing, which is what is left of a network that diverged.
+        if self.histograms and type(logger).__name__ == "TensorBoardLogger" and len(finite):
+            logger.experiment.add_histogram(f"{self.name}/norm", finite, step)  # type: ignore[attr-defined]
 
     @override
     def attributes(self) -> dict[str, str | int | float]:

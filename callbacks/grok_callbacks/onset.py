@@ -93,7 +93,8 @@ class Onset(Monitor):
         if not len(steps):
             return {}
         if self._found is None or self._found[0] != len(steps):
-            train, held_out = self.history["accuracy"].double().unbind(dim=2)
+            # In the metric's own precision: a float32 0.98 is above a float64 one.
+            train, held_out = self.history["accuracy"].unbind(dim=2)
             generalised = rising_onset(steps, held_out, self.generalised_from, self.dwell, self.slack)
             found: dict[Event, Onsets] = {
                 "memorised": rising_onset(steps, train, self.memorised_above, dwell=0, strict=True),

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from .protocols import HasMembers, HasRows
 
@@ -33,8 +33,8 @@ def rows_of(
         limit: Largest number of rows of a member; all of them if ``None``.
 
     Returns:
-        Inputs ``(E, N, ...)`` and labels ``(E, N)`` for a module with members, ``(N, ...)`` and ``(N,)`` for any other,
-        on the module's device.
+        Inputs ``(E, N, ...)`` and labels ``(E, N)`` where rows belong to members, ``(N, ...)`` and ``(N,)`` where all
+        share them, on the module's device.
 
     Raises:
         ValueError: If the rows cannot be had; the message says how to give them.
@@ -77,14 +77,14 @@ def _dataset(trainer: Trainer, split: Split) -> object:
 
 
 def _index(dataset: object, limit: int | None) -> tuple[Tensor, Tensor]:
-    if not isinstance(dataset, Sized) or not hasattr(dataset, "__getitem__"):
+    if not isinstance(dataset, Sized) or isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__"):
         raise ValueError(
             f"rows: {type(dataset).__name__} cannot be indexed; name a function (trainer, pl_module, split) -> "
             "(inputs, targets) by its import path"
         )
     count = len(dataset) if limit is None else min(limit, len(dataset))
     pairs = [dataset[i] for i in range(count)]
-    if not pairs or len(pairs[0]) != 2:
+    if not pairs or not isinstance(pairs[0], tuple | list) or len(pairs[0]) != 2:
         raise ValueError(f"rows: expected a dataset of (input, target) pairs, got {type(dataset).__name__}")
     inputs, targets = zip(*pairs, strict=True)
     return torch.stack([torch.as_tensor(x) for x in inputs]), torch.stack([torch.as_tensor(y) for y in targets])

@@ -46,7 +46,7 @@ def rising_onset(
 
     """
     started = values > threshold if strict else values >= threshold
-    return _onset(steps, started, holds=started | (values >= threshold - slack), dwell=dwell, slack=slack)
+    return _onset(steps, started, holds=values >= threshold - slack, dwell=dwell, slack=slack)
 
 
 def falling_onset(
@@ -85,7 +85,7 @@ def _onset(steps: Tensor, started: Tensor, holds: Tensor, dwell: float, slack: f
     before: float | None = None
     for now, start, hold in zip(steps.tolist(), started, holds, strict=True):
         open_ = found.isnan()
-        candidate = torch.where(hold | start, candidate, torch.nan)
+        candidate = torch.where(hold, candidate, torch.nan)
         fresh = start & candidate.isnan()
         candidate = torch.where(fresh, float(now), candidate)
         gap = torch.where(fresh, 0.0 if before is None else now - before, gap)
