@@ -15,10 +15,9 @@ class UserError(Exception):
 # innermost reason; that the value is not None, and its representation, never does.
 _NOISE = re.compile(
     r"Does not validate against any of the Union subtypes|Subtypes: .*|Errors:|Given value type: .*|Given value: .*"
-    r"|Expected a <class 'NoneType'>|Problem with given class_path .*|Call to compute_fn of link .* failed: ?"
+    r"|Expected a <class 'NoneType'>|Problem with given class_path .*"
     r"|Not a valid subclass of .*|Subclass types expect one of:|a class path \(str\)|a dict with(out)? .*"
 )
-_NO_CLASS = re.compile(r"Expected a dot import path string: (\S+)|No module named '?([\w.]+)'?|.*Expected a path but.*")
 
 
 def one_line(message: str, known: Iterable[str] = (), classes: Iterable[str] = ()) -> str:

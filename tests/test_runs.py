@@ -322,13 +322,19 @@ def test_a_run_without_a_record_says_so(tmp_path):
 @pytest.mark.parametrize("member", [0, 1])
 @pytest.mark.parametrize("step", [2, 8, None])
 def test_the_network_of_a_step_has_the_weights_of_the_checkpoint(run, step, member):
-    network = run.network(step=step, member=member)
+    network = run.network(step=step, member=member, module_class=MLP)
     path = run.directory / "checkpoints" / f"{step or 8}.ckpt"
     saved = torch.load(path, weights_only=True)["state_dict"]
     weights = {name: value[0] for name, value in network.state_dict().items()}
     assert {f"network.{name}" for name in weights} == {name for name in saved if name.startswith("network.")}
     for name, value in weights.items():
         assert torch.equal(value, saved[f"network.{name}"][member]), name
+
+
+def test_a_network_of_a_script_needs_the_class_of_its_module(run):
+    """Only the command line writes the class into the checkpoint."""
+    with pytest.raises(ValueError, match="module_class"):
+        run.network()
 
 
 @pytest.fixture
