@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from grok_callbacks import LearningCurves, NeuronNormTracker, Onset
 from grok_lightning import MLP, LastCheckpoint, Recorder, TableData
+from grok_lightning.cli import Unprofiled
 from grok_lightning.data import StepLoader
 
 STEPS_PER_EPOCH = 32
@@ -65,7 +66,7 @@ def population_loop(n: int, steps: int) -> float:
     module = MLP(members=members(n))
     module.configure_model()
     loader = loader_of(n)
-    optimizer = torch.optim.SGD(module.parameters(), lr=0.1, weight_decay=0.01)
+    optimizer = module.optimizer(module.parameters())
     began = time.perf_counter()
     for step in range(steps):
         loss = module.training_step(loader.batch(step), step)
@@ -88,7 +89,7 @@ class Clock(Callback):
 
 
 def fit(n: int, steps: int) -> float:
-    """Time ``Trainer.fit`` with nothing measured, logged or saved."""
+    """Time ``Trainer.fit``, as the command line sets it up, with nothing measured, logged or saved."""
     clock = Clock()
     trainer = Trainer(
         accelerator="cpu",
@@ -98,6 +99,7 @@ def fit(n: int, steps: int) -> float:
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
+        profiler=Unprofiled(),
         callbacks=[clock],
     )
     trainer.fit(MLP(members=members(n)), datamodule=TableData(members=members(n)))
@@ -125,6 +127,7 @@ def experiment(epochs: int, measured: bool) -> float:
             enable_checkpointing=measured,
             enable_progress_bar=False,
             enable_model_summary=False,
+            profiler=Unprofiled(),
             callbacks=[*(watching if measured else []), clock],
         )
         trainer.fit(MLP(members=members(5)), datamodule=TableData(members=members(5)))

@@ -3,9 +3,11 @@
 import inspect
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
@@ -17,6 +19,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from typing_extensions import override
 
@@ -33,6 +36,7 @@ from grok_lightning.runs import (
     checkpoint_fault,
     claim_directory,
     find_run,
+    missing_parents,
     newest_checkpoint,
     open_run,
     release_directory,
@@ -45,6 +49,11 @@ __all__ = ["GrokCLI", "main"]
 
 PROGRAM = "python -m grok_lightning"
 RUNS = "runs"
+SUBCOMMANDS = ("fit", "validate", "test", "predict", "report")
+DESCRIPTION = (
+    "Study grokking. fit trains and leaves a run; report draws a run's figures and page again; validate, test and "
+    "predict look at a checkpoint."
+)
 USERS = (ValueError, TypeError, RuntimeError, OSError, NotImplementedError, MisconfigurationException)
 """Errors that arguments cause; others, before training begins, are faults of a program and keep their traceback."""
 
@@ -60,6 +69,16 @@ class Parser(LightningArgumentParser):
         if _debugging():
             raise UserError(message) from ex
         raise UserError(one_line(message, _options(self), _classes()))
+
+
+class Unprofiled(PassThroughProfiler):
+    """Profiles nothing, without a fresh context manager for each of the forty times a step that Lightning asks."""
+
+    _nothing: AbstractContextManager[None] = nullcontext()
+
+    def profile(self, action_name: str) -> AbstractContextManager[None]:  # type: ignore[override]
+        """Return a context that does nothing."""
+        return self._nothing
 
 
 class KeepConfig(SaveConfigCallback):
@@ -81,6 +100,7 @@ class GrokCLI(LightningCLI):
 
     run_directory: Path | None = None
     _claimed: Path | None = None
+    _made: Sequence[Path] = ()
 
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -152,7 +172,7 @@ class GrokCLI(LightningCLI):
             self._abandon_directory()
             if not isinstance(error, USERS) or _debugging():
                 raise
-            raise UserError(one_line(str(error))) from error
+            raise UserError(one_line(_reason(error), classes=_classes())) from error
 
     @override
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -177,6 +197,8 @@ class GrokCLI(LightningCLI):
             callbacks.insert(0, StepBar())
         if config["enable_model_summary"] is None:
             kwargs["enable_model_summary"] = False
+        if config["profiler"] is None:
+            kwargs["profiler"] = Unprofiled()
         kwargs["callbacks"] = callbacks
         trainer = super().instantiate_trainer(**kwargs)
         assert isinstance(trainer, Trainer)
@@ -200,6 +222,7 @@ class GrokCLI(LightningCLI):
         if getattr(rank_zero_only, "rank", 0) != 0:
             return experiment / "version_of_rank_zero"
         try:
+            self._made = missing_parents(experiment)
             self.run_directory = self._claimed = claim_directory(experiment)
         except OSError as error:
             raise UserError(f"cannot write to {experiment}: {error.strerror or error}") from error
@@ -225,6 +248,8 @@ class GrokCLI(LightningCLI):
         """Train; what stops it before its first step is told in a line and leaves no directory behind."""
         try:
             self._tell_in_a_line(self.trainer.fit, **kwargs)
+            if self.run_directory is not None and not self._began():
+                raise UserError(f"nothing to train: step {self.trainer.global_step} is already at the Trainer's limits")
         except BaseException:
             if self._began():
                 self._say_how_to_resume()
@@ -251,9 +276,11 @@ class GrokCLI(LightningCLI):
         except Exception as error:
             if self._began() or not isinstance(error, USERS) or _debugging():
                 raise
-            reason = one_line(str(error))
+            reason = one_line(str(error) or type(error).__name__)
             if "loading state_dict" in reason:
-                reason = f"ckpt_path: a checkpoint of another network: {reason}"
+                first, *others = reason.partition(": ")[2].split("; ")
+                more = f" (and {len(others)} more)" if others else ""
+                reason = f"ckpt_path: a checkpoint of another network: {first[:300]}{more}"
             elif not isinstance(error, ValueError):
                 reason += " (JSONARGPARSE_DEBUG=true shows where)"
             raise UserError(reason) from error
@@ -264,7 +291,7 @@ class GrokCLI(LightningCLI):
     def _abandon_directory(self) -> None:
         """Remove the directory that was claimed for this run, if one was."""
         if self._claimed is not None:
-            release_directory(self._claimed, root=self._claimed.parent.parent)
+            release_directory(self._claimed, self._made)
             self._claimed = None
 
     def after_fit(self) -> None:
@@ -283,11 +310,14 @@ class GrokCLI(LightningCLI):
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command line; ``args`` in place of ``sys.argv[1:]``."""
     _quiet()
+    if _debugging():
+        os.environ["JSONARGPARSE_DEBUG"] = "true"  # the one spelling that jsonargparse takes
     argv = list(sys.argv[1:] if args is None else args)
     try:
         if argv[:1] == ["report"]:
             _report(argv[1:])
             return
+        _check_words(argv)
         argv = _with_shipped_configs(_with_config_of_run(argv))
         if args is None:
             # Processes that Lightning starts for further devices are given the same words.
@@ -302,11 +332,25 @@ def main(args: Sequence[str] | None = None) -> None:
             seed_everything_default=0,
             parser_class=Parser,
             save_config_callback=KeepConfig,
-            parser_kwargs={"prog": PROGRAM, "allow_abbrev": False},
+            parser_kwargs={"prog": PROGRAM, "allow_abbrev": False, "description": DESCRIPTION},
         )
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201
-        raise SystemExit(2) from (error if _debugging() else None)
+    except (UserError, UnicodeDecodeError) as error:
+        if _debugging():
+            raise
+        reason = error if isinstance(error, UserError) else f"config: not a text file: {error}"
+        print(f"error: {reason}", file=sys.stderr)  # noqa: T201
+        raise SystemExit(2) from None
+
+
+def _check_words(argv: Sequence[str]) -> None:
+    """Refuse a misspelt subcommand, and arguments that something else sets."""
+    if not argv or (argv[0] not in SUBCOMMANDS and not argv[0].startswith("-")):
+        given = f", got '{argv[0]}'{nearest(argv[0], SUBCOMMANDS)}" if argv else ""
+        raise UserError(f"expected one of {', '.join(SUBCOMMANDS)}{given}")
+    for argument in argv:
+        if match := re.match(r"--(model|data)\.(?:init_args\.)?(members|n_inputs|n_outputs)\b", argument):
+            source = "population" if match[2] == "members" else "the data"
+            raise UserError(f"{match[1]}.{match[2]} is set by {source}")
 
 
 def _report(argv: Sequence[str]) -> None:
@@ -370,7 +414,10 @@ def _with_config_of_run(argv: list[str]) -> list[str]:
     if not paths or paths[-1] == "last":
         return argv
     path = Path(paths[-1])
-    run = path if path.is_dir() else run_of_checkpoint(path)
+    try:
+        run = run_of_checkpoint(newest_checkpoint(path) if path.is_dir() else path)
+    except FileNotFoundError as error:
+        raise UserError(str(error)) from error
     if run is None or not (run / CONFIG).is_file():
         return argv
     return [argv[0], "--config", str(run / CONFIG), *argv[1:]]
@@ -431,6 +478,13 @@ def _subclasses(*kinds: type) -> list[type]:
     return found
 
 
+def _reason(error: BaseException) -> str:
+    """Return what an error says; the kind of the first error behind it that says anything or nothing at all."""
+    while isinstance(error, IndexError | ValueError) and error.__context__ is not None and not str(error.__context__):
+        error = error.__context__
+    return str(error) or type(error).__name__
+
+
 def _debugging() -> bool:
     return os.environ.get("JSONARGPARSE_DEBUG", "").lower() in ("1", "true", "yes")
 
@@ -439,8 +493,14 @@ def _quiet() -> None:
     """Drop warnings of libraries about one another, which a user can do nothing about."""
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated", category=FutureWarning)
+    # Nothing is lost by looking at a checkpoint without the callbacks that watched its training.
+    warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`")
     # A resumed run goes on in its own directory, which is not empty.
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
     # Advertisements, of which Lightning has no switch.
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
-        logging.getLogger(name).addFilter(lambda entry: "Tip:" not in entry.getMessage())
+        logging.getLogger(name).addFilter(_is_no_advertisement)
+
+
+def _is_no_advertisement(entry: logging.LogRecord) -> bool:
+    return "Tip:" not in entry.getMessage()

@@ -36,7 +36,8 @@ def one_line(message: str, known: Iterable[str] = (), classes: Iterable[str] = (
         bare = re.sub(r"^Call to compute_fn of link .* failed: ", "", bare)
         if bare and not _NOISE.fullmatch(bare) and bare not in reasons:
             reasons.append(bare)
-    for reason in reasons:
+    values = any(re.match(r"Expected a <class '(int|float|bool|str)'>", reason) for reason in reasons)
+    for reason in [] if values else reasons:
         if unknown := re.match(r"Expected a dot import path string: (\S+)", reason):
             where = ".".join(keys) + ": " if keys else ""
             return f"{where}there is no class '{unknown[1]}'{nearest(unknown[1], classes)}"
@@ -48,9 +49,12 @@ def one_line(message: str, known: Iterable[str] = (), classes: Iterable[str] = (
         text = f"{'.'.join(keys)}: {text}"
     # Messages of jsonargparse that already say what may have been meant do so by "did you mean".
     if "did you mean" not in text.lower():
-        misspelt = re.search(r"'([\w.]+)' is not accepted|nrecognized arguments: -*([\w.]+)", text)
+        misspelt = re.search(
+            r"'([\w.]+)' is not accepted|nrecognized arguments: -*([\w.]+)|does not accept option '([\w.]+)'", text
+        )
         if misspelt:
-            text += nearest(misspelt[1] or misspelt[2], known)
+            word = next(group for group in misspelt.groups() if group)
+            text += nearest(word, known) or nearest(word.split(".")[0], known)
     return text
 
 

@@ -74,9 +74,13 @@ def read_record(path: Path) -> xr.DataTree:
 
     Raises:
         FileNotFoundError: If there is none.
+        OSError: If it is damaged.
 
     """
     if not path.is_file():
         raise FileNotFoundError(f"no record at {path}")
-    with xr.open_datatree(path, engine="h5netcdf") as tree:
-        return tree.load()
+    try:
+        with xr.open_datatree(path, engine="h5netcdf") as tree:
+            return tree.load()
+    except OSError as error:
+        raise OSError(f"{path} cannot be read as a record: {error}") from error

@@ -1,12 +1,14 @@
 """Runs on disk: ``runs/<experiment>/version_N/``, what is written there, and opening it again."""
 
 import os
+import pickle
 import platform
 import re
 import shutil
 import signal
 import time
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -29,7 +31,7 @@ from grok_lightning.records import build_record, read_record, write_record
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["LastCheckpoint", "Recorder", "Run", "claim_directory", "find_run", "newest_checkpoint", "open_run"]
+__all__ = ["LastCheckpoint", "Recorder", "Run", "open_run"]
 
 RECORD = "records.nc"
 CONFIG = "config.yaml"
@@ -179,11 +181,22 @@ def claim_directory(experiment: Path) -> Path:
         return directory
 
 
-def release_directory(directory: Path, root: Path) -> None:
-    """Remove a claimed directory in which nothing was trained, and the parents below ``root`` that it leaves empty."""
+def missing_parents(directory: Path) -> list[Path]:
+    """Return the directories above ``directory`` that making it would make, the innermost first."""
+    return [parent for parent in [directory, *directory.parents] if not parent.exists()]
+
+
+def release_directory(directory: Path, made: Iterable[Path] = ()) -> None:
+    """Remove a claimed directory in which nothing was trained, and those of ``made`` that it leaves empty.
+
+    Args:
+        directory: What :func:`claim_directory` returned.
+        made: What :func:`missing_parents` returned of its parent before.
+
+    """
     shutil.rmtree(directory, ignore_errors=True)
-    for parent in directory.parents:
-        if parent == root.parent or not parent.is_dir() or any(parent.iterdir()):
+    for parent in made:
+        if not parent.is_dir() or any(parent.iterdir()):
             return
         parent.rmdir()
 
@@ -220,10 +233,14 @@ def checkpoint_fault(path: Path) -> str | None:
     if path.stat().st_size == 0:
         return "the file is empty"
     try:
-        content = torch.load(path, weights_only=True, map_location="cpu")
-    except Exception as error:  # torch raises four kinds for a damaged file
-        first = str(error).strip().splitlines()[0] if str(error).strip() else ""
-        return f"the file cannot be read as a checkpoint ({type(error).__name__}: {first[:120]})"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            content = torch.load(path, weights_only=True, map_location="cpu")
+    except pickle.UnpicklingError:
+        # torch's own words advise to load it all the same, which would run its code.
+        return "the file cannot be read: it holds more than tensors and plain values, or is not a checkpoint"
+    except Exception as error:  # torch raises several kinds for a damaged file
+        return f"the file cannot be read as a checkpoint ({type(error).__name__}: {' '.join(str(error).split())[:120]})"
     if not isinstance(content, dict) or "state_dict" not in content:
         return "the file is not a Lightning checkpoint"
     return None
@@ -346,6 +363,7 @@ class LastCheckpoint(Checkpoint):
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._saved_at = time.monotonic()
+        self._interrupted = False
         if trainer.world_size == 1:
             try:
                 self._handler = signal.signal(signal.SIGINT, self._on_interrupt)

@@ -33,6 +33,7 @@ class StepBar(ProgressBar):
         self._bar: Progress | None = None
         self._refreshed_at = 0.0
         self._next_line = 0
+        self._last_line = -1
 
     @override
     def disable(self) -> None:
@@ -75,8 +76,9 @@ class StepBar(ProgressBar):
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._next_line = 0
-        self._show(trainer, pl_module)
+        if self._last_line != trainer.global_step:
+            self._next_line = 0
+            self._show(trainer, pl_module)
         self._close()
 
     @override
@@ -91,6 +93,7 @@ class StepBar(ProgressBar):
             self._bar.update(self._bar.task_ids[0], completed=step, metrics=text)
         elif self._enabled and trainer.is_global_zero and step >= self._next_line:
             print(f"step {step}/{total or '?'}  {text}", file=sys.stderr, flush=True)  # noqa: T201
+            self._last_line = step
             self._next_line = step + max(1, (total or 20 * step) // LINES_OF_A_LOG)
 
     @override
@@ -109,7 +112,8 @@ def total_steps(trainer: Trainer) -> int | None:
     """Return the number of steps at which training will end, ``None`` if no limit is known."""
     limits = [trainer.max_steps] if trainer.max_steps >= 0 else []
     if trainer.max_epochs is not None and trainer.max_epochs >= 0 and math.isfinite(trainer.num_training_batches):
-        limits.append(math.ceil(trainer.max_epochs * trainer.num_training_batches / trainer.accumulate_grad_batches))
+        # Lightning takes a step at the end of an epoch, however few gradients have been accumulated.
+        limits.append(trainer.max_epochs * math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches))
     return min(limits, default=None)
 
 

@@ -25,6 +25,7 @@ from grok_lightning.runs import (
     checkpoint_fault,
     claim_directory,
     find_run,
+    missing_parents,
     newest_checkpoint,
     open_run,
     release_directory,
@@ -166,27 +167,29 @@ def test_where_nothing_can_be_written_nothing_is_claimed(tmp_path):
 
 
 def test_a_released_directory_takes_its_empty_parents_up_to_the_root_with_it(tmp_path):
-    root = tmp_path / "runs"
+    root = tmp_path / "a" / "runs"
+    made = missing_parents(root / "x")
     directory = claim_directory(root / "x")
     (directory / "events").touch()
-    release_directory(directory, root)
-    assert not root.exists()
+    release_directory(directory, made)
+    assert not (tmp_path / "a").exists()
     assert tmp_path.is_dir()
 
 
 def test_a_released_directory_leaves_what_is_not_empty(tmp_path):
-    root = tmp_path / "runs"
-    kept, released = claim_directory(root / "x"), claim_directory(root / "x")
-    release_directory(released, root)
+    made = missing_parents(tmp_path / "x")
+    kept, released = claim_directory(tmp_path / "x"), claim_directory(tmp_path / "x")
+    release_directory(released, made)
     assert kept.is_dir()
     assert not released.exists()
 
 
-def test_nothing_above_the_root_is_removed(tmp_path):
-    root = tmp_path / "mine" / "runs"
-    release_directory(claim_directory(root / "x"), root)
-    assert not root.exists()
-    assert (tmp_path / "mine").is_dir()
+def test_what_was_there_before_stays_though_it_is_empty(tmp_path):
+    root = tmp_path / "runs"
+    root.mkdir()
+    made = missing_parents(root / "x")
+    release_directory(claim_directory(root / "x"), made)
+    assert list(root.iterdir()) == []
 
 
 # Checkpoints

@@ -54,6 +54,7 @@ class Monitor(Callback, ABC):
             raise ValueError(f"name: expected lower-case letters, digits and _, starting with a letter, got '{name}'")
         self.schedule = schedule
         self.name = name
+        self._state_key = self._generate_state_key(name=name)
         self.seconds = 0.0
         self._steps: list[int] = []
         self._values: dict[str, list[Tensor]] = {}
@@ -104,7 +105,8 @@ class Monitor(Callback, ABC):
     @property
     @override
     def state_key(self) -> str:
-        return self._generate_state_key(name=self.name)
+        # Lightning asks for it before every hook: made once.
+        return self._state_key
 
     @override
     def state_dict(self) -> dict[str, Any]:

@@ -16,23 +16,18 @@ from grok_lightning.population import stream
 __all__ = ["RowLoader", "StepLoader"]
 
 
-ROWS_AT_ONCE = 2560
-
-
 class RowLoader:
     """All rows once, in order, in as few batches as the size allows: for validation.
 
     Args:
         rows: Rows of all members, ``(E, N, ...)`` each; ``weights`` marks padding with 0.
-        batch_size: Largest number of rows of one member in a batch; by default such that all members together have
-            about 2,500. Activations of a thousand neurons then stay small enough for the processor's cache and for
-            memory that is used again: several times faster than all rows at once.
+        batch_size: Largest number of rows of one member in a batch.
 
     """
 
-    def __init__(self, rows: Batch, batch_size: int | None = None) -> None:
+    def __init__(self, rows: Batch, batch_size: int = 4096) -> None:
         self.rows = rows
-        self.batch_size = batch_size or max(32, ROWS_AT_ONCE // rows.targets.shape[0])
+        self.batch_size = batch_size
 
     def __len__(self) -> int:
         """Return the number of batches."""
@@ -123,8 +118,8 @@ class StepLoader:
                 if epoch != self._epochs[e]:
                     order = torch.randperm(size, generator=stream(self._seeds[e], f"batch order of epoch {epoch}"))
                     order = order.to(self._inputs.device)
-                    self._shuffled[0][e, :size] = self._inputs[e, order]
-                    self._shuffled[1][e, :size] = self._targets[e, order]
+                    torch.index_select(self._inputs[e], 0, order, out=self._shuffled[0][e, :size])
+                    torch.index_select(self._targets[e], 0, order, out=self._shuffled[1][e, :size])
             self._epochs = epochs
         return self._shuffled
 

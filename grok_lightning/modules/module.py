@@ -18,7 +18,7 @@ from grok_lightning.batch import Batch
 from grok_lightning.losses import Loss, check_labels, correct, get_loss
 from grok_lightning.modules.member_mean import MemberMean
 from grok_lightning.networks import Network
-from grok_lightning.optim import MemberDecay, check_elementwise
+from grok_lightning.optim import MemberDecay, check_elementwise, override_optimizer
 from grok_lightning.population import Coordinate, Populated, as_members, check_consumed, n_members, seeds, stream
 
 __all__ = ["GrokModule"]
@@ -179,6 +179,21 @@ class GrokModule(LightningModule, ABC):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     @override
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Let what was typed for the optimizer win over what the checkpoint was trained with."""
+        before, now = checkpoint.get("hyper_parameters", {}).get("optimizer"), self.hparams.get("optimizer")
+        if not isinstance(before, dict) or not isinstance(now, dict) or before == now:
+            return
+        if before["class_path"] != now["class_path"]:
+            raise ValueError(
+                f"ckpt_path: the checkpoint was trained by {before['class_path']}, which cannot be continued by "
+                f"{now['class_path']}"
+            )
+        old, new = before.get("init_args", {}), now.get("init_args", {})
+        for name in [name for name in new if name in old and new[name] != old[name]]:
+            override_optimizer(checkpoint, name, old[name], new[name])
+
+    @override
     def configure_gradient_clipping(
         self,
         optimizer: Optimizer,
@@ -314,12 +329,25 @@ class GrokModule(LightningModule, ABC):
                     metric.reset()
         return values
 
+    def _forward(self, inputs: Tensor, row_dim: int) -> Tensor:
+        """Return the logits, where no gradient is kept in pieces of rows as large as suit the network."""
+        at_once = self.network.rows_at_once if isinstance(self.network, Network) else None
+        if (
+            at_once is None
+            or torch.is_grad_enabled()
+            or inputs.device.type != "cpu"
+            or inputs.shape[row_dim] <= at_once
+        ):
+            logits: Tensor = self(inputs)
+            return logits
+        return torch.cat([self(piece) for piece in torch.split(inputs, at_once, dim=row_dim)], dim=1)
+
     def _logits_of(self, batch: Batch | tuple[Tensor, Tensor] | list[Tensor]) -> tuple[Tensor, Batch]:
         """Return the logits ``(E, B, C)`` and the rows with targets ``(E, B)``."""
         rows = batch if isinstance(batch, Batch) else Batch(*batch)
         # Our own batches lead with E, which a plain network of one member does not know.
         bare = isinstance(batch, Batch) and not isinstance(self.network, Network)
-        logits = self(rows.inputs.squeeze(0) if bare else rows.inputs)
+        logits = self._forward(rows.inputs.squeeze(0) if bare else rows.inputs, rows.targets.ndim - 1)
         if rows.targets.ndim == 1:
             rows = rows._replace(targets=rows.targets.expand(logits.shape[0], -1))
         if not self._labels_checked:

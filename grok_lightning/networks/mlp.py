@@ -98,6 +98,12 @@ class MLPNetwork(Network):
         logits: Tensor = self.output(x)
         return logits
 
+    @property
+    def rows_at_once(self) -> int:
+        """Number of rows with about a mebibyte of activations in the widest layer: measured best on the CPU."""
+        widest = max(layer.out_features for layer in self._layers())
+        return max(16, 2**18 // (self.n_members * widest))
+
     def like(self, n_members: int) -> Self:
         """Return a network of the same shape for ``n_members`` members, with weights of no meaning."""
         return type(self)(

@@ -1,0 +1,32 @@
+"""Continuing a run with another optimizer argument."""
+
+from typing import Any
+
+__all__ = ["override_optimizer"]
+
+
+def override_optimizer(checkpoint: dict[str, Any], name: str, old: Any, new: Any) -> None:
+    """Give an optimizer's argument a new value in a checkpoint, in place.
+
+    A learning rate that a scheduler has changed meanwhile keeps its ratio to the base rate.
+
+    Args:
+        checkpoint: Lightning's, with ``optimizer_states`` and ``lr_schedulers``.
+        name: Of the argument, as in the parameter groups.
+        old: The value that it was trained with.
+        new: The value to go on with.
+
+    """
+    for state in checkpoint.get("optimizer_states", []):
+        for group in state["param_groups"]:
+            if name == "lr" and old:
+                group["lr"] *= new / old
+                if "initial_lr" in group:
+                    group["initial_lr"] = new
+            elif name in group:
+                group[name] = new
+    if name == "lr" and old:
+        for state in checkpoint.get("lr_schedulers", []):
+            for rates in ("base_lrs", "_last_lr"):
+                if rates in state:
+                    state[rates] = [rate * new / old for rate in state[rates]]
