@@ -5,8 +5,10 @@ import logging
 import os
 import re
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
 from pathlib import Path
@@ -57,6 +59,8 @@ DESCRIPTION = (
 USERS = (ValueError, TypeError, RuntimeError, OSError, NotImplementedError, MisconfigurationException)
 """Errors that arguments cause; others, before training begins, are faults of a program and keep their traceback."""
 
+WHERE = " (JSONARGPARSE_DEBUG=true shows where)"
+
 WORTH_THREADS = 15e6
 """Weights times rows of a step, over all members, from which more than one CPU thread is used by default."""
 
@@ -68,7 +72,7 @@ class Parser(LightningArgumentParser):
         """Raise, for :func:`main` to print."""
         if _debugging():
             raise UserError(message) from ex
-        raise UserError(one_line(message, _options(self), _classes()))
+        raise UserError(one_line(message, _options(), _classes()))
 
 
 class Unprofiled(PassThroughProfiler):
@@ -101,6 +105,7 @@ class GrokCLI(LightningCLI):
     run_directory: Path | None = None
     _claimed: Path | None = None
     _made: Sequence[Path] = ()
+    _events: AbstractSet[Path] = frozenset()
 
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -170,9 +175,10 @@ class GrokCLI(LightningCLI):
             super().instantiate_classes()
         except BaseException as error:
             self._abandon_directory()
-            if not isinstance(error, USERS) or _debugging():
+            if _debugging() or not (isinstance(error, USERS) or _is_wordless(error)):
                 raise
-            raise UserError(one_line(_reason(error), classes=_classes())) from error
+            wordless = "a class that is named in the configuration failed without a word" + WHERE
+            raise UserError(wordless if _is_wordless(error) else one_line(str(error), classes=_classes())) from error
 
     @override
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -217,6 +223,7 @@ class GrokCLI(LightningCLI):
         resumed = self._resumed_run()
         if resumed is not None:
             self.run_directory = resumed
+            self._events = set(resumed.glob("events.out.tfevents.*"))
             return resumed
         experiment = Path(config["default_root_dir"]) / self._experiment
         if getattr(rank_zero_only, "rank", 0) != 0:
@@ -282,17 +289,20 @@ class GrokCLI(LightningCLI):
                 more = f" (and {len(others)} more)" if others else ""
                 reason = f"ckpt_path: a checkpoint of another network: {first[:300]}{more}"
             elif not isinstance(error, ValueError):
-                reason += " (JSONARGPARSE_DEBUG=true shows where)"
+                reason += WHERE
             raise UserError(reason) from error
 
     def _began(self) -> bool:
         return any(isinstance(callback, Recorder) and callback.started for callback in callbacks_of(self.trainer))
 
     def _abandon_directory(self) -> None:
-        """Remove the directory that was claimed for this run, if one was."""
+        """Remove what this run has made before it began: its directory, or a file of events in an older one."""
         if self._claimed is not None:
             release_directory(self._claimed, self._made)
             self._claimed = None
+        elif self.run_directory is not None:
+            for path in set(self.run_directory.glob("events.out.tfevents.*")) - self._events:
+                path.unlink()
 
     def after_fit(self) -> None:
         """Draw the figures."""
@@ -453,15 +463,22 @@ def _has(callbacks: Sequence[Callback], kind: type[Callback]) -> bool:
     return any(isinstance(callback, kind) for callback in callbacks)
 
 
-def _options(parser: LightningArgumentParser) -> list[str]:
-    """Return the names of the options that a parser accepts, and of the arguments of our classes."""
+def _options() -> list[str]:
+    """Return the names of options and of the arguments of our classes, for telling what may have been meant."""
     options = [
-        line.split()[0].strip("-") for line in parser.format_help().splitlines() if line.strip().startswith("--")
+        "population",
+        "experiment",
+        "threads",
+        "seed_everything",
+        "config",
+        "ckpt_path",
+        "model",
+        "data",
+        "trainer",
     ]
-    arguments = [
-        name for kind in _subclasses(GrokModule, GrokData, Task, Monitor) for name in inspect.signature(kind).parameters
-    ]
-    return [*options, *arguments]
+    options += [f"trainer.{name}" for name in inspect.signature(Trainer).parameters]
+    kinds = _subclasses(GrokModule, GrokData, Task, Monitor, torch.optim.Optimizer)
+    return options + [name for kind in kinds for name in inspect.signature(kind).parameters]
 
 
 def _classes() -> list[str]:
@@ -478,11 +495,10 @@ def _subclasses(*kinds: type) -> list[type]:
     return found
 
 
-def _reason(error: BaseException) -> str:
-    """Return what an error says; the kind of the first error behind it that says anything or nothing at all."""
-    while isinstance(error, IndexError | ValueError) and error.__context__ is not None and not str(error.__context__):
-        error = error.__context__
-    return str(error) or type(error).__name__
+def _is_wordless(error: BaseException) -> bool:
+    """Return whether a class of an argument raised an error without a message, over which jsonargparse itself falls."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return isinstance(error, IndexError) and bool(frames) and "jsonargparse" in frames[-1].filename
 
 
 def _debugging() -> bool:
