@@ -763,6 +763,13 @@ def test_typed_arguments_win_over_the_checkpoint() -> None:
     assert checkpoint["optimizer_states"][0]["param_groups"][0]["lr"] == 0.01
 
 
+def test_other_members_than_the_checkpoints_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    fit()
+    arguments = ["--ckpt_path", str(LAST), "--population={seed: [0, 7]}", "--trainer.max_epochs=3"]
+    said = complaint(capsys, "fit", "--config", "tiny.yaml", *arguments)
+    assert "seeds [0, 1], not [0, 7]" in said
+
+
 def test_a_width_that_is_typed_is_not_silently_that_of_the_checkpoint(capsys: pytest.CaptureFixture[str]) -> None:
     fit()
     arguments = ["--ckpt_path", str(LAST), "--model.hidden=[9]", "--trainer.max_epochs=3"]

@@ -141,6 +141,9 @@ class GrokModule(LightningModule, ABC):
     @override
     def setup(self, stage: str) -> None:
         """Refuse what would train wrongly without a word."""
+        # Another run with the same object, in a notebook say, has other weights and other rows.
+        self._member_metrics = None
+        self._labels_checked = False
         datamodule = self._populated_data()
         consumed = set(self.coordinates)
         if datamodule is not None:
@@ -180,7 +183,17 @@ class GrokModule(LightningModule, ABC):
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Let what was typed for the optimizer win over what the checkpoint was trained with."""
+        """Let what was typed for the optimizer win over what the checkpoint was trained with; refuse other members.
+
+        Raises:
+            ValueError: If the checkpoint is of other seeds or another optimizer.
+
+        """
+        seeds_there = (checkpoint.get("hyper_parameters", {}).get("members") or self.members).get("seed")
+        if seeds_there != self.members["seed"]:
+            raise ValueError(
+                f"ckpt_path: the checkpoint is of members with seeds {seeds_there}, not {self.members['seed']}"
+            )
         before, now = checkpoint.get("hyper_parameters", {}).get("optimizer"), self.hparams.get("optimizer")
         if not isinstance(before, dict) or not isinstance(now, dict) or before == now:
             return
@@ -204,6 +217,13 @@ class GrokModule(LightningModule, ABC):
         super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
         if self._decay is not None:
             self._decay.apply(optimizer)
+
+    @override
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
+        """Forget the gradients; what ``optimizer.zero_grad()`` does, without its accounting of the time it takes."""
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = None
 
     @override
     def training_step(self, batch: Batch | tuple[Tensor, Tensor] | list[Tensor], batch_idx: int) -> Tensor:
@@ -254,8 +274,11 @@ class GrokModule(LightningModule, ABC):
         """Return ``{"train/loss": (E,), "val/accuracy": (E,), ...}`` of the weights as they are now.
 
         Those of the validation at this step where there was one; otherwise the data module's validation loaders are
-        run through, which changes nothing else. ``{}`` without a data module. Must be called on every process.
+        run through, which changes nothing else. ``{}`` without a data module, and where validation is switched off.
+        Must be called on every process.
         """
+        if not self.trainer.enable_validation:
+            return {}
         step = self.trainer.global_step
         if self._member_metrics is None or self._member_metrics[0] != step:
             values = self._evaluate()
