@@ -27,6 +27,5 @@ def override_optimizer(checkpoint: dict[str, Any], name: str, old: Any, new: Any
                 group[name] = new
     if name == "lr" and old:
         for state in checkpoint.get("lr_schedulers", []):
-            for rates in ("base_lrs", "_last_lr"):
-                if rates in state:
-                    state[rates] = [rate * new / old for rate in state[rates]]
+            state["base_lrs"] = [new for _ in state["base_lrs"]]
+            state["_last_lr"] = [rate * new / old for rate in state["_last_lr"]]

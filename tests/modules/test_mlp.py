@@ -10,6 +10,7 @@ from torch.optim import SGD, Adam
 from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
 from torch.utils.data import DataLoader, TensorDataset
 
+from grok_callbacks import LearningCurves
 from grok_lightning.batch import Batch
 from grok_lightning.data import TableData
 from grok_lightning.losses import hinge, squared
@@ -390,3 +391,32 @@ def test_a_loss_of_ones_own_is_taken():
 def test_flags_that_would_change_what_a_step_is_are_refused(flag):
     with pytest.raises((ValueError, MisconfigurationException), match=next(iter(flag))):
         fit(small(), data(), max_steps=2, **flag)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_evaluating_in_pieces_gives_the_logits_of_all_rows_at_once(shared: bool) -> None:
+    module = MLP(n_inputs=5, hidden=[2**14], members={"seed": [0, 1, 2]})
+    module.configure_model()
+    assert module.network.rows_at_once == 16
+    inputs = torch.randn(*([] if shared else [3]), 50, 5)
+    targets = torch.ones(50) if shared else torch.ones(3, 50)
+    calls = []
+    module.network.register_forward_hook(lambda network, given, logits: calls.append(logits.shape[1]))
+    with torch.no_grad():
+        pieces = module.predict_step((inputs, targets), 0)
+    assert calls == [16, 16, 16, 2]
+    torch.testing.assert_close(pieces, module(inputs).detach())
+
+
+def test_a_module_that_trains_again_does_not_remember_the_metrics_of_its_last_run() -> None:
+    module = MLP(n_inputs=5, hidden=[4])
+    seen = []
+    for seed in (0, 1):
+        data = TableData(
+            task=SparseParity(5, 2), train_size=16, batch_size=8, members={"seed": [0]}, n_held_out=seed + 3
+        )
+        curves = LearningCurves()
+        trainer = Trainer(max_steps=1, callbacks=[curves], **QUIET)
+        trainer.fit(module, datamodule=data)
+        seen.append(curves.history["loss"][0])
+    assert not torch.equal(seen[0], seen[1]), "the second run starts from trained weights"
