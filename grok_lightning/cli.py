@@ -7,7 +7,7 @@ import re
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
@@ -33,6 +33,7 @@ from grok_lightning.modules import GrokModule
 from grok_lightning.population import check_consumed, members_table
 from grok_lightning.runs import (
     CONFIG,
+    RECORD,
     LastCheckpoint,
     Recorder,
     checkpoint_fault,
@@ -95,7 +96,10 @@ class KeepConfig(SaveConfigCallback):
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
-            text = self.parser.dump(self.config, skip_none=False)
+            # Fed back, it repeats the run; the checkpoint from which this one went on is not part of it.
+            config = self.config.clone()
+            config.ckpt_path = None
+            text = self.parser.dump(config, skip_none=False)
             (Path(trainer.default_root_dir) / CONFIG).write_text(text)
 
 
@@ -105,6 +109,7 @@ class GrokCLI(LightningCLI):
     run_directory: Path | None = None
     _claimed: Path | None = None
     _made: Sequence[Path] = ()
+    _written_before: Mapping[str, int] = {}
     _events: AbstractSet[Path] = frozenset()
 
     @override
@@ -144,7 +149,7 @@ class GrokCLI(LightningCLI):
 
     @override
     def _parse_ckpt_path(self) -> None:
-        # The one private method of Lightning that is overridden: it puts the hyper-parameters of a checkpoint over what
+        # The one private method of Lightning here: it puts the hyper-parameters of a checkpoint over what
         # was typed, silently. tests/test_cli.py::test_typed_arguments_win_over_the_checkpoint would notice.
         """Leave the configuration as it was typed."""
 
@@ -160,12 +165,16 @@ class GrokCLI(LightningCLI):
             resumed = self._resumed_run()
             self._experiment = self._experiment if resumed is None else resumed.absolute().parent.name
         self._choose_accelerator(config.trainer)
+        if config.trainer.barebones:
+            raise UserError("barebones: a run leaves a record; time Lightning itself from a script of your own")
         if config.threads is not None and config.threads < 1:
             raise UserError(f"threads: expected at least 1, got {config.threads}")
 
     @staticmethod
     def _choose_accelerator(trainer: Namespace) -> None:
-        # MPS has no float64, which the loss and the metrics want; whoever asks for it by name gets it.
+        # MPS has no float64, in which losses and metrics are summed.
+        if trainer.accelerator == "mps":
+            raise UserError("accelerator: MPS has no float64; use cpu")
         if trainer.accelerator == "auto" and torch.backends.mps.is_available() and not torch.cuda.is_available():
             trainer.accelerator = "cpu"
 
@@ -184,8 +193,9 @@ class GrokCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         assert isinstance(self.model, GrokModule)
         check_consumed(self.model.members, self.model.coordinates | self.datamodule.coordinates)
-        config = self._get(self.config_init, "trainer")
-        torch.set_num_threads(self._get(self.config, "threads") or _threads(self.model, self.datamodule))
+        config = self.config_init[self.subcommand].trainer
+        threads = self.config[self.subcommand].threads
+        torch.set_num_threads(threads or _threads(self.model, self.datamodule))
         callbacks = config["callbacks"] or []
         callbacks = [*callbacks] if isinstance(callbacks, list) else [callbacks]
         if self.subcommand == "fit" and not config["fast_dev_run"]:
@@ -197,8 +207,10 @@ class GrokCLI(LightningCLI):
                     save_dir=directory, name="", version="", purge_step=self._purge_step(), default_hp_metric=False
                 )
             callbacks += self._default_callbacks(callbacks, config, directory)
-        else:
+        elif config["logger"] in (None, True):
             kwargs["logger"] = False
+        if config["fast_dev_run"]:
+            callbacks += _missing_monitors(callbacks)
         if config["enable_progress_bar"] is not False and not _has(callbacks, ProgressBar) and self.subcommand == "fit":
             callbacks.insert(0, StepBar())
         if config["enable_model_summary"] is None:
@@ -211,9 +223,7 @@ class GrokCLI(LightningCLI):
         return trainer
 
     def _default_callbacks(self, chosen: Sequence[Callback], config: Namespace, directory: Path) -> list[Callback]:
-        defaults: list[Callback] = [] if _has(chosen, LearningCurves) else [LearningCurves()]
-        if not _has(chosen, Onset):
-            defaults.append(Onset())
+        defaults = _missing_monitors(chosen)
         if config["enable_checkpointing"] is not False and not _has(chosen, LastCheckpoint):
             defaults.append(LastCheckpoint(directory))
         return [*defaults, Recorder(directory, self._experiment), Summary()]
@@ -225,7 +235,7 @@ class GrokCLI(LightningCLI):
             self.run_directory = resumed
             self._events = set(resumed.glob("events.out.tfevents.*"))
             return resumed
-        experiment = Path(config["default_root_dir"]) / self._experiment
+        experiment = Path(config["default_root_dir"] or RUNS) / self._experiment
         if getattr(rank_zero_only, "rank", 0) != 0:
             return experiment / "version_of_rank_zero"
         try:
@@ -236,25 +246,30 @@ class GrokCLI(LightningCLI):
         return self.run_directory
 
     def _resumed_run(self) -> Path | None:
-        checkpoint = self._get(self.config, "ckpt_path")
+        checkpoint = self.config[self.subcommand].get("ckpt_path")
         return run_of_checkpoint(Path(checkpoint)) if checkpoint else None
 
     def _purge_step(self) -> int | None:
         """Return the first step whose events a resumed run writes anew."""
-        checkpoint = self._get(self.config, "ckpt_path")
+        checkpoint = self.config[self.subcommand].get("ckpt_path")
         if checkpoint is None or self._resumed_run() is None:
             return None
         return int(torch.load(checkpoint, weights_only=True, map_location="cpu")["global_step"]) + 1
 
     def before_fit(self) -> None:
         """Say where the run lies, before anything can take time."""
+        self._written_before = self._written()
         if self.run_directory is not None:
             rank_zero_info(f"{self.run_directory}: {self.model.n_members} members, {torch.get_num_threads()} threads")
 
     def fit(self, **kwargs: Any) -> None:
         """Train; what stops it before its first step is told in a line and leaves no directory behind."""
         try:
-            self._tell_in_a_line(self.trainer.fit, **kwargs)
+            with warnings.catch_warnings():
+                if self._claimed is None:
+                    # A resumed run goes on in its own directory, which is not empty.
+                    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
+                self._tell_in_a_line(self.trainer.fit, **kwargs)
             if self.run_directory is not None and not self._began():
                 raise UserError(f"nothing to train: step {self.trainer.global_step} is already at the Trainer's limits")
         except BaseException:
@@ -266,15 +281,21 @@ class GrokCLI(LightningCLI):
 
     def validate(self, **kwargs: Any) -> None:
         """Measure a checkpoint on the rows trained on and on the held-out rows."""
-        self._tell_in_a_line(self.trainer.validate, **kwargs)
+        self._evaluate(self.trainer.validate, **kwargs)
 
     def test(self, **kwargs: Any) -> None:
         """Measure a checkpoint on the held-out rows."""
-        self._tell_in_a_line(self.trainer.test, **kwargs)
+        self._evaluate(self.trainer.test, **kwargs)
 
     def predict(self, **kwargs: Any) -> None:
         """Compute the logits of a checkpoint on the held-out rows."""
-        self._tell_in_a_line(self.trainer.predict, **kwargs)
+        self._evaluate(self.trainer.predict, **kwargs)
+
+    def _evaluate(self, call: Callable[..., Any], **kwargs: Any) -> None:
+        with warnings.catch_warnings():
+            # Nothing is lost by looking at a checkpoint without the callbacks that watched its training.
+            warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`")
+            self._tell_in_a_line(call, **kwargs)
 
     def _tell_in_a_line(self, call: Callable[..., Any], **kwargs: Any) -> None:
         """Call; an error before training begins is the user's to mend, and no place for a traceback."""
@@ -293,7 +314,14 @@ class GrokCLI(LightningCLI):
             raise UserError(reason) from error
 
     def _began(self) -> bool:
-        return any(isinstance(callback, Recorder) and callback.started for callback in callbacks_of(self.trainer))
+        """Return whether training began: here, or in processes that Lightning forked, which leave files alone."""
+        here = any(isinstance(callback, Recorder) and callback.started for callback in callbacks_of(self.trainer))
+        return here or self.trainer.global_step > 0 or self._written() != self._written_before
+
+    def _written(self) -> dict[str, int]:
+        """Return when the files that a run writes once it has begun were written."""
+        paths = [] if self.run_directory is None else [self.run_directory / name for name in (CONFIG, RECORD)]
+        return {path.name: path.stat().st_mtime_ns for path in paths if path.is_file()}
 
     def _abandon_directory(self) -> None:
         """Remove what this run has made before it began: its directory, or a file of events in an older one."""
@@ -459,6 +487,11 @@ def _config_folders() -> list[Path]:
     return [package / "configs", package.parent / "configs"]
 
 
+def _missing_monitors(chosen: Sequence[Callback]) -> list[Callback]:
+    """Return the monitors that every run has, as far as they are not chosen."""
+    return [monitor for monitor in (LearningCurves(), Onset()) if not _has(chosen, type(monitor))]
+
+
 def _has(callbacks: Sequence[Callback], kind: type[Callback]) -> bool:
     return any(isinstance(callback, kind) for callback in callbacks)
 
@@ -509,10 +542,6 @@ def _quiet() -> None:
     """Drop warnings of libraries about one another, which a user can do nothing about."""
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated", category=FutureWarning)
-    # Nothing is lost by looking at a checkpoint without the callbacks that watched its training.
-    warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`")
-    # A resumed run goes on in its own directory, which is not empty.
-    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
     # Advertisements, of which Lightning has no switch.
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
         logging.getLogger(name).addFilter(_is_no_advertisement)

@@ -46,7 +46,7 @@ class Populated(Protocol):
     def coordinates(self) -> frozenset[str]:
         """Names of the coordinates that it consumes."""
 
-    def val_dataloader(self) -> Sequence[Iterable[Any]]:
+    def val_dataloader(self) -> Sequence[Any]:
         """Return the loader of the rows trained on and, where there are any, that of the held-out rows."""
 
 

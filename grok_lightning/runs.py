@@ -6,10 +6,11 @@ import platform
 import re
 import shutil
 import signal
+import subprocess
 import time
 import warnings
 from collections.abc import Iterable, Iterator
-from functools import cached_property
+from functools import cache, cached_property
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
@@ -312,6 +313,7 @@ class Recorder(Callback):
             "accelerator": type(trainer.accelerator).__name__,
             "config": config.read_text() if config.is_file() else "",
             "grok_lightning": version("grok-lightning"),
+            "commit": _commit(),
             "torch": version("torch"),
             "lightning": version("lightning"),
             "python": platform.python_version(),
@@ -325,6 +327,16 @@ class Recorder(Callback):
             directory = self.directory(trainer)
             directory.mkdir(parents=True, exist_ok=True)
             write_record(self.record(trainer, pl_module), directory / RECORD)
+
+
+@cache
+def _commit() -> str:
+    """Return the commit of the source tree that the package is run from, nothing for an installed package."""
+    git = shutil.which("git")
+    if git is None or not (Path(__file__).parents[1] / ".git").exists():
+        return ""
+    command = [git, "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()  # noqa: S603
 
 
 def _is_dry(trainer: Trainer) -> bool:

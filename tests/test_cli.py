@@ -15,12 +15,11 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from jsonargparse import Namespace
 from lightning.pytorch.accelerators import MPSAccelerator
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from grok_lightning import report, runs
-from grok_lightning.cli import GrokCLI, main
+from grok_lightning.cli import main
 from grok_lightning.records import read_record
 
 CONFIG = """
@@ -744,11 +743,18 @@ def test_automatic_choice_never_takes_a_device_without_float64(monkeypatch: pyte
     assert read_record(RUN / "records.nc").attrs["accelerator"] != "MPSAccelerator"
 
 
-def test_a_device_that_is_asked_for_by_name_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    asked = Namespace(accelerator="mps")
-    GrokCLI._choose_accelerator(asked)
-    assert asked.accelerator == "mps"
+def test_a_device_that_cannot_work_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "float64" in complaint(capsys, "fit", "--config", "tiny.yaml", "--trainer.accelerator=mps")
+
+
+def test_a_run_in_forked_processes_is_kept() -> None:
+    """Training begins in children there; the parent must not take the run for one that never did."""
+    arguments = ["--trainer.strategy=ddp_fork", "--trainer.devices=2", "--trainer.accelerator=cpu"]
+    command = [sys.executable, "-W", "ignore", "-m", "grok_lightning", "fit", "--config", "tiny.yaml", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stderr
+    assert last_step() == 8
+    assert (RUN / "report.html").is_file()
 
 
 # Going on
@@ -763,11 +769,47 @@ def test_typed_arguments_win_over_the_checkpoint() -> None:
     assert checkpoint["optimizer_states"][0]["param_groups"][0]["lr"] == 0.01
 
 
+def test_other_rows_than_the_checkpoints_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    fit("--population={seed: [0, 1], data_seed: 5}")
+    arguments = ["--ckpt_path", str(LAST), "--population={seed: [0, 1], data_seed: 6}", "--trainer.max_epochs=3"]
+    assert "data_seed [5, 5], not [6, 6]" in complaint(capsys, "fit", "--config", "tiny.yaml", *arguments)
+
+
+def test_scheduler_arguments_that_are_typed_win_over_the_checkpoint() -> None:
+    scheduler = "--model.scheduler=torch.optim.lr_scheduler.StepLR"
+    fit(scheduler, "--model.scheduler.step_size=2")
+    fit("--ckpt_path", str(LAST), scheduler, "--model.scheduler.step_size=5", "--trainer.max_epochs=3")
+    assert torch.load(LAST, weights_only=True)["lr_schedulers"][0]["step_size"] == 5
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_another_scheduler_than_the_checkpoints_is_refused(capsys: pytest.CaptureFixture[str], there: bool) -> None:
+    scheduler = ["--model.scheduler=torch.optim.lr_scheduler.ConstantLR"]
+    fit(*(scheduler if there else []))
+    arguments = ["--ckpt_path", str(LAST), "--trainer.max_epochs=3", *([] if there else scheduler)]
+    assert "was trained with scheduler" in complaint(capsys, "fit", "--config", "tiny.yaml", *arguments)
+
+
+def test_the_config_of_a_continued_run_repeats_it_from_the_start() -> None:
+    fit()
+    fit("--ckpt_path", str(LAST), "--trainer.max_epochs=3")
+    continued = weights()
+    main(["fit", "--config", str(RUN / "config.yaml"), "--experiment=tiny"])
+    assert_same_weights(weights(RUN.parent / "version_1"), continued)
+
+
+@pytest.mark.parametrize("way", [["fit", "--trainer.fast_dev_run=2"], ["validate", "--ckpt_path", str(LAST)]])
+def test_a_config_that_stops_after_an_onset_works_everywhere(way: list[str]) -> None:
+    stop = "--trainer.callbacks+=StopAfterOnset"
+    fit(stop)
+    main([*way, "--config", "tiny.yaml", stop])
+
+
 def test_other_members_than_the_checkpoints_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     fit()
     arguments = ["--ckpt_path", str(LAST), "--population={seed: [0, 7]}", "--trainer.max_epochs=3"]
     said = complaint(capsys, "fit", "--config", "tiny.yaml", *arguments)
-    assert "seeds [0, 1], not [0, 7]" in said
+    assert "seed [0, 1], not [0, 7]" in said
 
 
 def test_a_width_that_is_typed_is_not_silently_that_of_the_checkpoint(capsys: pytest.CaptureFixture[str]) -> None:

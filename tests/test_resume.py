@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import xarray as xr
+from lightning.pytorch import LightningModule, Trainer
 
 from grok_lightning import Recorder, report
 from grok_lightning.cli import main
@@ -171,6 +172,36 @@ def test_a_new_process_resumes_exactly(fit: Fit, tmp_path: Path) -> None:
     assert again.returncode == 0, again.stderr
     reference = fit("reference", *LIMITS["epochs"])
     assert_same_run(whole, reference)
+
+
+def test_a_run_that_would_have_stopped_at_the_validation_that_is_made_up_for_stops(fit: Fit) -> None:
+    """Saved between step 8 and its validation, at which all have memorised and the run ends."""
+    stop = ["--trainer.callbacks+=StopAfterOnset", "--trainer.callbacks.event=memorised"]
+    whole = fit("whole", *LIMITS["epochs"], *stop)
+    last = int(checkpoint_of(whole)["global_step"])
+    assert last < 24
+    resumed = fit("again", *LIMITS["epochs"], *stop, f"--ckpt_path={RUN}/checkpoints/{last}.ckpt", after=whole)
+    assert_same_run(resumed, whole)
+
+
+def test_the_record_that_is_written_with_a_checkpoint_ends_there(
+    fit: Fit, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    written = []
+    monkeypatch.undo()
+    monkeypatch.setattr(report, "write_report", lambda record, directory: directory)
+    write = Recorder._write
+
+    def watched(self: Recorder, trainer: Trainer, pl_module: LightningModule) -> None:
+        write(self, trainer, pl_module)
+        written.append(int(read_record(self.directory(trainer) / "records.nc").attrs["last_step"]))
+
+    monkeypatch.setattr(Recorder, "_write", watched)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["grok"])
+    (tmp_path / "tiny.yaml").write_text(CONFIG.replace("SAVE", "every_n_train_steps: 2"))
+    main(["fit", "--config", "tiny.yaml", "--trainer.max_steps=6"])
+    assert written == [2, 4, 6, 6, 6]  # at every checkpoint, at the end, and with the last one
 
 
 def test_a_changed_run_is_noticed(fit: Fit) -> None:

@@ -27,8 +27,11 @@ class Monitor(Callback, ABC):
     """Measures a model on a schedule, keeps the history, and leaves training as it was.
 
     A subclass names its arrays in :attr:`dims` and returns them from :meth:`measure`; all else is done here, once:
-    gradients are off, random generators and train/eval modes are put back, a step is measured once even if Lightning
-    passes it several times, the history is part of every checkpoint, so that a resumed run has all of it.
+    gradients are off, torch's random generators and train/eval modes are put back, a step is measured once even if
+    Lightning passes it several times, the history is part of every checkpoint, so that a resumed run has all of it.
+
+    Under data parallelism every process measures the same replicated members; a gathering of members that are spread
+    over processes is not there yet.
 
     Steps count optimizer steps applied to the weights that are measured; 0 is the initial weights.
 
@@ -40,6 +43,7 @@ class Monitor(Callback, ABC):
         dims: Own dimensions of every array, after member (``{"norm": ("neuron",)}``).
         labels: Names along a dimension, where it has any (``{"split": ("train", "held_out")}``).
         seconds: Wall-clock seconds spent measuring, in this process.
+        owed: Step of the checkpoint that is resumed from, if the validation that belongs to it is still to come.
 
     Raises:
         ValueError: If the name has another form.
@@ -54,11 +58,11 @@ class Monitor(Callback, ABC):
             raise ValueError(f"name: expected lower-case letters, digits and _, starting with a letter, got '{name}'")
         self.schedule = schedule
         self.name = name
-        self._state_key = self._generate_state_key(name=name)
+        self._state_key = f"{type(self).__qualname__}[{name}]"
         self.seconds = 0.0
         self._steps: list[int] = []
         self._values: dict[str, list[Tensor]] = {}
-        self._owed: int | None = None
+        self.owed: int | None = None
 
     @abstractmethod
     def measure(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Tensor]:
@@ -122,21 +126,27 @@ class Monitor(Callback, ABC):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if self.schedule.at_validation:
             # Saved between a step and the validation that belongs to it: Lightning does not make up for it on resume.
-            checkpoint[_OWED] = validation_due(trainer)
+            measured = trainer.global_step in self._steps[-1:]
+            checkpoint[f"{_OWED}.{self.state_key}"] = validation_due(trainer) and not measured
 
     @override
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        if checkpoint.get(_OWED, False):
-            self._owed = checkpoint["global_step"]
+        if checkpoint.get(f"{_OWED}.{self.state_key}", False):
+            self.owed = checkpoint["global_step"]
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit" and trainer.global_step == 0:
+            # A second run with the same object, in a notebook say, must not go on with the history of the first. What a
+            # checkpoint holds is restored after this.
+            self.load_state_dict({"steps": torch.empty(0, dtype=torch.int64), "values": {}})
+            self.owed = None
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         step = trainer.global_step
-        if step == 0:
-            # A second run with the same object, in a notebook say, must not go on with the history of the first.
-            self.load_state_dict({"steps": torch.empty(0, dtype=torch.int64), "values": {}})
         if self.schedule.at_validation:
-            if step in (0, self._owed):
+            if step in (0, self.owed):
                 self._measure(trainer, pl_module)
         elif self.schedule.due(step):
             self._measure(trainer, pl_module)
@@ -206,12 +216,16 @@ def callbacks_of(trainer: Trainer) -> list[Callback]:
 
 
 def validation_due(trainer: Trainer) -> bool:
-    """Return whether Lightning validates after the batch that was just trained on, by the Trainer's own flags."""
+    """Return whether Lightning validates after the batch that was just trained on, by the Trainer's own flags.
+
+    A ``val_check_interval`` in wall-clock time cannot be foretold: False.
+    """
     every = trainer.check_val_every_n_epoch
     interval = trainer.val_check_batch
     if not trainer.enable_validation or (every is not None and (trainer.current_epoch + 1) % every):
         return False
-    if trainer.should_stop:
+    long_enough = trainer.current_epoch >= (trainer.min_epochs or 0) and trainer.global_step >= (trainer.min_steps or 0)
+    if trainer.should_stop and long_enough:
         return True
     if not interval:
         return False

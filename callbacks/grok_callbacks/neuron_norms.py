@@ -108,7 +108,10 @@ def _weight(pl_module: LightningModule, path: str) -> Tensor:
     weight = getattr(find_submodule(pl_module, path), "weight", None)
     if not isinstance(weight, Tensor):
         raise ValueError(f"layer: '{path}' has no weight")
-    rank = 3 if isinstance(pl_module, HasMembers) else 2
+    members = pl_module.n_members if isinstance(pl_module, HasMembers) else None
+    if members == 1 and weight.ndim == 2:
+        return weight.unsqueeze(0)  # a plain network in a module with members is a population of one
+    rank = 2 if members is None else 3
     if weight.ndim != rank:
         raise ValueError(f"layer: expected '{path}' to have a weight of {rank} dimensions, got {tuple(weight.shape)}")
     return weight

@@ -161,18 +161,31 @@ class StopAfterOnset(Intervention):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._onset(trainer)
+        if stage == "fit":
+            self._onset(trainer)
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        onset = self._onset(trainer)
+        if onset.owed == trainer.global_step:  # a validation to be made up for, at which the run might have stopped
+            onset.on_train_start(trainer, pl_module)
+            self._stop_if_due(trainer)
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        onset = self._onset(trainer)
-        # Ours may come before the Onset in the Trainer's list: it measures a step once, whoever asks first.
-        onset.on_validation_end(trainer, pl_module)
-        onsets = onset.onsets()
-        if trainer.sanity_checking or not onsets:
-            return
-        confirmed = onsets[self.event].confirmed_at
-        if not bool(confirmed.isnan().any()) and trainer.global_step >= float(confirmed.max()) + self.steps:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            # Ours may come before the Onset in the Trainer's list: it measures a step once, whoever asks first.
+            self._onset(trainer).on_validation_end(trainer, pl_module)
+            self._stop_if_due(trainer)
+
+    def _stop_if_due(self, trainer: Trainer) -> None:
+        onsets = self._onset(trainer).onsets()
+        due = False
+        if onsets:
+            confirmed = onsets[self.event].confirmed_at
+            due = not bool(confirmed.isnan().any()) and trainer.global_step >= float(confirmed.max()) + self.steps
+        # Together or not at all: a foreign module may log other values on every process.
+        if trainer.strategy.reduce_boolean_decision(due, all=False):
             trainer.should_stop = True
 
     def _onset(self, trainer: Trainer) -> Onset:

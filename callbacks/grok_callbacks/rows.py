@@ -1,8 +1,8 @@
 """The one place from which monitors take rows of data."""
 
 import importlib
-from collections.abc import Callable, Sized
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -53,6 +53,13 @@ def rows_of(
     return inputs.to(pl_module.device), targets.to(pl_module.device)
 
 
+@runtime_checkable
+class _Indexed(Protocol):
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
 def _import(path: str) -> Callable[[Trainer, LightningModule, Split], tuple[Tensor, Tensor]]:
     module, _, name = path.rpartition(".")
     try:
@@ -77,7 +84,7 @@ def _dataset(trainer: Trainer, split: Split) -> object:
 
 
 def _index(dataset: object, limit: int | None) -> tuple[Tensor, Tensor]:
-    if not isinstance(dataset, Sized) or isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__"):
+    if not isinstance(dataset, _Indexed) or isinstance(dataset, IterableDataset):
         raise ValueError(
             f"rows: {type(dataset).__name__} cannot be indexed; name a function (trainer, pl_module, split) -> "
             "(inputs, targets) by its import path"

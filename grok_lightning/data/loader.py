@@ -112,8 +112,8 @@ class StepLoader:
             return self._inputs, self._targets
         epochs = [step // steps for steps in self._steps]
         if epochs != self._epochs:
-            if self._shuffled[0] is self._inputs:
-                self._shuffled = (self._inputs.clone(), self._targets.clone())
+            # Fresh tables, not the last epoch's overwritten: somebody may still hold a batch of it.
+            self._shuffled = (self._shuffled[0].clone(), self._shuffled[1].clone())
             for e, (epoch, size) in enumerate(zip(epochs, self._sizes, strict=True)):
                 if epoch != self._epochs[e]:
                     order = torch.randperm(size, generator=stream(self._seeds[e], f"batch order of epoch {epoch}"))
@@ -126,8 +126,6 @@ class StepLoader:
     def _slice(self, inputs: Tensor, targets: Tensor, step: int) -> tuple[Tensor, Tensor, Tensor | None]:
         size = self._batch_size or self._sizes[0]
         start = step % self._steps[0] * size
-        # An epoch's tables are overwritten in place by the next one: whoever keeps a batch must keep its own copy, but
-        # automatic optimization is done with it before the next is fetched.
         stop = min(start + size, self._sizes[0])
         return inputs[:, start:stop], targets[:, start:stop], None
 
@@ -139,7 +137,8 @@ class StepLoader:
         count = torch.tensor(counts, device=device).unsqueeze(1)
         rows = torch.tensor(starts, device=device).unsqueeze(1) + torch.minimum(position, count - 1)
         members = torch.arange(len(counts), device=device).unsqueeze(1)
-        weights = (position < count).to(_precise(device)) / count
+        # In float64: a third in float32 would be the error of a float64 run.
+        weights = (position < count).to(torch.float64) / count
         return inputs[members, rows], targets[members, rows], weights
 
     def _shard(self, inputs: Tensor, targets: Tensor, weights: Tensor | None) -> Batch:
@@ -147,11 +146,6 @@ class StepLoader:
             return Batch(inputs, targets, weights)
         if weights is None:
             device = targets.device
-            weights = torch.full(targets.shape, 1 / targets.shape[1], dtype=_precise(device), device=device)
+            weights = torch.full(targets.shape, 1 / targets.shape[1], dtype=torch.float64, device=device)
         mine = slice(self._rank, None, self._world)
         return Batch(inputs[:, mine], targets[:, mine], weights[:, mine] * self._world)
-
-
-def _precise(device: torch.device) -> torch.dtype:
-    """Return the dtype of row weights: a third in float32 would be the error of a float64 run. MPS has no float64."""
-    return torch.float32 if device.type == "mps" else torch.float64

@@ -1,7 +1,5 @@
 """A torchmetrics mean with one entry a member."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from torchmetrics import Metric
@@ -25,8 +23,8 @@ class MemberMean(Metric):
     total: Tensor
     count: Tensor
 
-    def __init__(self, n_members: int, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    def __init__(self, n_members: int) -> None:
+        super().__init__()
         self.add_state("total", torch.zeros(n_members, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("count", torch.zeros(n_members, dtype=torch.float64), dist_reduce_fx="sum")
 

@@ -3,6 +3,7 @@
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import Any, ClassVar
 
 import torch
@@ -18,7 +19,7 @@ from grok_lightning.batch import Batch
 from grok_lightning.losses import Loss, check_labels, correct, get_loss
 from grok_lightning.modules.member_mean import MemberMean
 from grok_lightning.networks import Network
-from grok_lightning.optim import MemberDecay, check_elementwise, override_optimizer
+from grok_lightning.optim import MemberDecay, check_elementwise, override_optimizer, override_scheduler
 from grok_lightning.population import Coordinate, Populated, as_members, check_consumed, n_members, seeds, stream
 
 __all__ = ["GrokModule"]
@@ -111,7 +112,11 @@ class GrokModule(LightningModule, ABC):
         """Build the network, once."""
         if self.network is not None:
             return
-        network = self.build_network([stream(seed, "initial weights") for seed in seeds(self.members, "init_seed")])
+        generators = [stream(seed, "initial weights") for seed in seeds(self.members, "init_seed")]
+        # A plain network draws from torch's global generator; it starts from its member's seed all the same.
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            torch.manual_seed(generators[0].initial_seed())
+            network = self.build_network(generators)
         if not isinstance(network, Network) and self.n_members > 1:
             raise ValueError(
                 f"{type(network).__name__} has no member axis: it can be a population of one, not of {self.n_members}"
@@ -159,6 +164,11 @@ class GrokModule(LightningModule, ABC):
                 "gradient_clip_val: one norm over all members would couple them; use "
                 "gradient_clip_algorithm: value, or a population of one"
             )
+        if stage == "fit" and self._decay is not None and getattr(self.trainer.precision_plugin, "scaler", None):
+            raise ValueError(
+                "weight_decay as a coordinate: gradients that are scaled for float16 would hide it; "
+                "use bf16-mixed or 32-true"
+            )
 
     @override
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -186,25 +196,30 @@ class GrokModule(LightningModule, ABC):
         """Let what was typed for the optimizer win over what the checkpoint was trained with; refuse other members.
 
         Raises:
-            ValueError: If the checkpoint is of other seeds or another optimizer.
+            ValueError: If the checkpoint is of other members, another optimizer or another scheduler.
 
         """
-        seeds_there = (checkpoint.get("hyper_parameters", {}).get("members") or self.members).get("seed")
-        if seeds_there != self.members["seed"]:
-            raise ValueError(
-                f"ckpt_path: the checkpoint is of members with seeds {seeds_there}, not {self.members['seed']}"
-            )
-        before, now = checkpoint.get("hyper_parameters", {}).get("optimizer"), self.hparams.get("optimizer")
-        if not isinstance(before, dict) or not isinstance(now, dict) or before == now:
-            return
-        if before["class_path"] != now["class_path"]:
-            raise ValueError(
-                f"ckpt_path: the checkpoint was trained by {before['class_path']}, which cannot be continued by "
-                f"{now['class_path']}"
-            )
+        there = checkpoint.get("hyper_parameters", {})
+        for name, values in (there.get("members") or {}).items():
+            if name != "weight_decay" and values != self.members.get(name):
+                raise ValueError(
+                    f"ckpt_path: the checkpoint is of members with {name} {values}, not {self.members.get(name)}"
+                )
+        for name, (old, new) in self._typed_anew(there, "optimizer").items():
+            if name != "weight_decay" or self._decay is None:
+                override_optimizer(checkpoint, name, old, new)
+        override_scheduler(checkpoint, {name: new for name, (_, new) in self._typed_anew(there, "scheduler").items()})
+
+    def _typed_anew(self, there: Mapping[str, Any], what: str) -> dict[str, tuple[Any, Any]]:
+        """Return the arguments of the optimizer or scheduler that differ from a checkpoint's: old and new value."""
+        before, now = there.get(what), self.hparams.get(what)
+        if what not in there or what not in self.hparams or before == now:
+            return {}
+        kinds = [value["class_path"] if isinstance(value, dict) else value for value in (before, now)]
+        if not isinstance(before, dict) or not isinstance(now, dict) or kinds[0] != kinds[1]:
+            raise ValueError(f"ckpt_path: the checkpoint was trained with {what} {kinds[0]}, not {kinds[1]}")
         old, new = before.get("init_args", {}), now.get("init_args", {})
-        for name in [name for name in new if name in old and new[name] != old[name]]:
-            override_optimizer(checkpoint, name, old[name], new[name])
+        return {name: (old[name], new[name]) for name in new if name in old and new[name] != old[name]}
 
     @override
     def configure_gradient_clipping(
@@ -295,9 +310,13 @@ class GrokModule(LightningModule, ABC):
             return {}
         training = self.training
         self.eval()
+        limit, precision = self.trainer.limit_val_batches, self.trainer.precision_plugin
         for index, loader in enumerate(datamodule.val_dataloader()):
-            for batch in loader:
-                self._measure(self.trainer.precision_plugin.convert_input(batch), SPLITS[index])
+            n_batches = limit if isinstance(limit, int) else int(len(loader) * limit)
+            for batch in islice(loader, n_batches):
+                with precision.val_step_context():
+                    batch = self.trainer.strategy.batch_to_device(precision.convert_input(batch))
+                    self._measure(batch, SPLITS[index])
         self.train(training)
         return self._compute()
 

@@ -1,6 +1,6 @@
 """Optimization that keeps members apart."""
 
 from grok_lightning.optim.member_decay import ELEMENTWISE, MemberDecay, check_elementwise
-from grok_lightning.optim.override import override_optimizer
+from grok_lightning.optim.override import override_optimizer, override_scheduler
 
-__all__ = ["ELEMENTWISE", "MemberDecay", "check_elementwise", "override_optimizer"]
+__all__ = ["ELEMENTWISE", "MemberDecay", "check_elementwise", "override_optimizer", "override_scheduler"]

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-__all__ = ["override_optimizer"]
+__all__ = ["override_optimizer", "override_scheduler"]
 
 
 def override_optimizer(checkpoint: dict[str, Any], name: str, old: Any, new: Any) -> None:
@@ -27,5 +27,20 @@ def override_optimizer(checkpoint: dict[str, Any], name: str, old: Any, new: Any
                 group[name] = new
     if name == "lr" and old:
         for state in checkpoint.get("lr_schedulers", []):
-            state["base_lrs"] = [new for _ in state["base_lrs"]]
-            state["_last_lr"] = [rate * new / old for rate in state["_last_lr"]]
+            _rescale(state, old, new)
+
+
+def override_scheduler(checkpoint: dict[str, Any], arguments: dict[str, Any]) -> None:
+    """Give a scheduler's arguments new values in a checkpoint, in place; those it does not keep are passed over."""
+    for state in checkpoint.get("lr_schedulers", []):
+        state.update({name: value for name, value in arguments.items() if name in state})
+
+
+def _rescale(state: dict[str, Any], old: float, new: float) -> None:
+    """Rescale the learning rates in a scheduler's state and in those of the schedulers that it is made of."""
+    if "base_lrs" in state:
+        state["base_lrs"] = [new for _ in state["base_lrs"]]
+    if "_last_lr" in state:
+        state["_last_lr"] = [rate * new / old for rate in state["_last_lr"]]
+    for inner in state.get("_schedulers", []):
+        _rescale(inner, old, new)

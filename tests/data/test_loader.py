@@ -196,3 +196,12 @@ def test_an_empty_shard_still_takes_part():
     inputs, targets = table([2, 2])
     [batch] = RowLoader(Batch(inputs[:, :0], targets[:, :0]))
     assert batch.targets.shape == (2, 0)
+
+
+def test_a_batch_that_is_kept_does_not_change_when_another_epoch_is_asked_for() -> None:
+    inputs, targets = torch.arange(12.0).reshape(1, 12, 1), torch.ones(1, 12)
+    loader = StepLoader(inputs, targets, sizes=[12], seeds=[0], batch_size=4, step=lambda: 0)
+    kept = loader.batch(0)
+    before = kept.inputs.clone()
+    loader.batch(9)
+    assert torch.equal(kept.inputs, before)

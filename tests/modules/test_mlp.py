@@ -10,7 +10,7 @@ from torch.optim import SGD, Adam
 from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
 from torch.utils.data import DataLoader, TensorDataset
 
-from grok_callbacks import LearningCurves
+from grok_callbacks import LearningCurves, NeuronNormTracker
 from grok_lightning.batch import Batch
 from grok_lightning.data import TableData
 from grok_lightning.losses import hinge, squared
@@ -420,3 +420,30 @@ def test_a_module_that_trains_again_does_not_remember_the_metrics_of_its_last_ru
         trainer.fit(module, datamodule=data)
         seen.append(curves.history["loss"][0])
     assert not torch.equal(seen[0], seen[1]), "the second run starts from trained weights"
+
+
+class Ordinary(Plain):
+    """A plain network that draws as torch does, from the global generator."""
+
+    def build_network(self, generators):
+        return nn.Linear(6, 1)
+
+
+def test_a_plain_network_starts_from_its_members_seed_and_leaves_the_global_generator_alone() -> None:
+    def start(seed: int) -> torch.Tensor:
+        module = Ordinary(members={"seed": [seed]})
+        module.configure_model()
+        return module.network.weight
+
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    assert torch.equal(start(1), start(1))
+    assert not torch.equal(start(1), start(2))
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_plain_network_is_watched_like_any_other() -> None:
+    norms = NeuronNormTracker(layer="network.0")
+    fit(Plain(), data(seeds=[0]), max_steps=2, callbacks=[norms])
+    assert norms.history["norm"].shape == (3, 1, 5)

@@ -2,7 +2,7 @@ import torch
 from torch.optim import SGD
 from torch.optim.lr_scheduler import StepLR
 
-from grok_lightning.optim import override_optimizer
+from grok_lightning.optim import override_optimizer, override_scheduler
 
 
 def trained(lr: float, steps: int, momentum: float = 0.9) -> tuple[torch.nn.Parameter, SGD, StepLR]:
@@ -51,3 +51,15 @@ def test_an_argument_that_the_optimizer_does_not_keep_is_passed_over() -> None:
     checkpoint = checkpoint_of(optimizer, scheduler)
     override_optimizer(checkpoint, "no_such_argument", 1, 2)
     assert "no_such_argument" not in checkpoint["optimizer_states"][0]["param_groups"][0]
+
+
+def test_schedulers_within_schedulers_are_rescaled_and_those_without_rates_left_alone() -> None:
+    checkpoint = {"lr_schedulers": [{"best": 1.0}, {"_schedulers": [{"base_lrs": [0.25], "_last_lr": [0.125]}]}]}
+    override_optimizer(checkpoint, "lr", 0.25, 0.5)
+    assert checkpoint["lr_schedulers"] == [{"best": 1.0}, {"_schedulers": [{"base_lrs": [0.5], "_last_lr": [0.25]}]}]
+
+
+def test_a_schedulers_arguments_are_replaced_where_it_keeps_them() -> None:
+    checkpoint = {"lr_schedulers": [{"step_size": 2, "last_epoch": 7}]}
+    override_scheduler(checkpoint, {"step_size": 5, "no_such_argument": 1})
+    assert checkpoint["lr_schedulers"] == [{"step_size": 5, "last_epoch": 7}]
