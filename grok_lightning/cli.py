@@ -424,7 +424,10 @@ def _threads(module: GrokModule, data: GrokData) -> int:
 def _experiment_of(config: Namespace) -> str:
     files = config.get("config") or []
     if files:
-        return Path(str(files[-1])).stem
+        file = Path(str(files[-1]))
+        if file.name == CONFIG and re.fullmatch(r"version_\d+", file.absolute().parent.name):
+            return file.absolute().parent.parent.name  # a run's own configuration repeats it in its experiment
+        return file.stem
     return str(config.model.class_path).rpartition(".")[2].lower()
 
 
@@ -452,6 +455,8 @@ def _with_config_of_run(argv: list[str]) -> list[str]:
     if not paths or paths[-1] == "last":
         return argv
     path = Path(paths[-1])
+    if not path.exists():
+        raise UserError(f"ckpt_path: {path}: there is no such file")
     try:
         run = run_of_checkpoint(newest_checkpoint(path) if path.is_dir() else path)
     except FileNotFoundError as error:

@@ -345,7 +345,7 @@ def _is_dry(trainer: Trainer) -> bool:
 
 
 class LastCheckpoint(Checkpoint):
-    """Keeps ``checkpoints/last.ckpt`` fresh: every so often, when training ends, and when Ctrl-C asks it to.
+    """Keeps ``checkpoints/last.ckpt`` fresh: every so often, when training ends, and when Ctrl-C or SIGTERM asks it to.
 
     The first Ctrl-C lets the step in progress finish, saves and stops, so that resuming goes on exactly there; a second
     one stops at once. (With several processes Ctrl-C is left to Lightning: they could stop at different steps.)
@@ -359,7 +359,7 @@ class LastCheckpoint(Checkpoint):
 
     """
 
-    def __init__(self, directory: str | Path | None = None, every_seconds: float = 60.0) -> None:
+    def __init__(self, directory: str | Path | None = None, every_seconds: float = 20.0) -> None:
         if every_seconds <= 0:
             raise ValueError(f"every_seconds: expected more than 0, got {every_seconds}")
         self._directory = directory
@@ -395,6 +395,9 @@ class LastCheckpoint(Checkpoint):
         if self._interrupted:
             self._save(trainer)
             raise KeyboardInterrupt
+        if trainer.world_size == 1 and trainer.received_sigterm:
+            self._save(trainer)  # Lightning ends the run after this step
+            return
         due = time.monotonic() - self._saved_at >= self.every_seconds
         if trainer.world_size > 1 and batch_idx % 100 == 0:
             due = trainer.strategy.broadcast(due)

@@ -122,12 +122,14 @@ class Summary(Callback):
 
     def __init__(self) -> None:
         self._began = 0.0
+        self._first_step = 0
         self._validating = 0.0
         self._validation_began = 0.0
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._began = time.perf_counter()
+        self._first_step = trainer.global_step
 
     @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -147,7 +149,8 @@ class Summary(Callback):
         members = _member_table(trainer, pl_module)
         if members is not None:
             console.print(members)
-        console.print(_cost_table(trainer, seconds, self._validating))
+        steps = trainer.global_step - self._first_step
+        console.print(_cost_table(trainer, f"{steps} steps, {seconds:.1f} s", seconds, self._validating))
 
 
 def _member_table(trainer: Trainer, pl_module: LightningModule) -> Table | None:
@@ -170,8 +173,8 @@ def _member_table(trainer: Trainer, pl_module: LightningModule) -> Table | None:
     return table
 
 
-def _cost_table(trainer: Trainer, seconds: float, validating: float) -> Table:
-    table = Table(title=f"{trainer.global_step} steps, {seconds:.1f} s", title_justify="left")
+def _cost_table(trainer: Trainer, title: str, seconds: float, validating: float) -> Table:
+    table = Table(title=title, title_justify="left")
     for name in ("measured by", "measurements", "share of the time"):
         table.add_column(name, justify="left" if name == "measured by" else "right")
     table.add_row("validation, with what follows it", "", f"{validating / seconds:.1%}")

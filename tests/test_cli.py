@@ -794,7 +794,7 @@ def test_the_config_of_a_continued_run_repeats_it_from_the_start() -> None:
     fit()
     fit("--ckpt_path", str(LAST), "--trainer.max_epochs=3")
     continued = weights()
-    main(["fit", "--config", str(RUN / "config.yaml"), "--experiment=tiny"])
+    main(["fit", "--config", str(RUN / "config.yaml")])
     assert_same_weights(weights(RUN.parent / "version_1"), continued)
 
 

@@ -311,10 +311,10 @@ def _event_words(clock: Clock, onsets: Onsets, members: NDArray[np.intp], event:
 
 
 def delay_sentence(record: xr.DataTree) -> str:
-    """How many times as many steps generalising took as memorising; empty when no member did both after step 0."""
+    """How many times as many steps generalising took as memorising; empty if no member did both, or settings differ."""
     groups = [*groups_of_kind(record, "Onset").values()]
-    if not groups:
-        return ""
+    if not groups or len(settings(groups[0])) > 1:
+        return ""  # a median over different settings would say nothing of any of them
     onsets = read_onsets(record, member_labels(groups[0]))
     assert onsets is not None
     both = np.isfinite(onsets.step["generalised"]) & (np.nan_to_num(onsets.step["memorised"]) > 0)
