@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import subprocess
+import threading
 import time
 import warnings
 from collections.abc import Iterable, Iterator
@@ -365,8 +366,8 @@ class LastCheckpoint(Checkpoint):
         self._directory = directory
         self.every_seconds = every_seconds
         self._saved_at = 0.0
-        self._interrupted = False
-        self._handler: Any = None
+        self._interrupted = 0
+        self._handlers: dict[signal.Signals, Any] = {}
 
     def path(self, trainer: Trainer) -> Path:
         """Return where the checkpoint is written."""
@@ -375,17 +376,16 @@ class LastCheckpoint(Checkpoint):
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._saved_at = time.monotonic()
-        self._interrupted = False
-        if trainer.world_size == 1:
-            try:
-                self._handler = signal.signal(signal.SIGINT, self._on_interrupt)
-            except ValueError:  # not in the main thread, where signals cannot be handled
-                self._handler = None
+        self._interrupted = 0
+        # In a SLURM job SIGTERM belongs to Lightning, which may put the job into the queue again.
+        numbers = [signal.SIGINT] if "SLURM_JOB_ID" in os.environ else [signal.SIGINT, signal.SIGTERM]
+        if trainer.world_size == 1 and threading.current_thread() is threading.main_thread():
+            self._handlers = {number: signal.signal(number, self._on_interrupt) for number in numbers}
 
     def _on_interrupt(self, number: int, frame: FrameType | None) -> None:
         if self._interrupted:
             raise KeyboardInterrupt
-        self._interrupted = True
+        self._interrupted = number
         rank_zero_info("\nStopping after this step (Ctrl-C again: at once).")
 
     @override
@@ -394,10 +394,8 @@ class LastCheckpoint(Checkpoint):
     ) -> None:
         if self._interrupted:
             self._save(trainer)
-            raise KeyboardInterrupt
-        if trainer.world_size == 1 and trainer.received_sigterm:
-            self._save(trainer)  # Lightning ends the run after this step
-            return
+            # 143 is what a shell reports of a process that SIGTERM ended.
+            raise KeyboardInterrupt if self._interrupted == signal.SIGINT else SystemExit(128 + self._interrupted)
         due = time.monotonic() - self._saved_at >= self.every_seconds
         if trainer.world_size > 1 and batch_idx % 100 == 0:
             due = trainer.strategy.broadcast(due)
@@ -420,9 +418,9 @@ class LastCheckpoint(Checkpoint):
         self._restore_handler()
 
     def _restore_handler(self) -> None:
-        if self._handler is not None:
-            signal.signal(signal.SIGINT, self._handler)
-            self._handler = None
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers = {}
 
     def _save(self, trainer: Trainer) -> None:
         if _is_dry(trainer):

@@ -747,6 +747,21 @@ def test_a_device_that_cannot_work_is_refused(capsys: pytest.CaptureFixture[str]
     assert "float64" in complaint(capsys, "fit", "--config", "tiny.yaml", "--trainer.accelerator=mps")
 
 
+def test_sigterm_finishes_the_step_saves_and_says_so_in_the_exit_code() -> None:
+    command = [sys.executable, "-m", "grok_lightning", "fit", "--config", "tiny.yaml", "--trainer.max_epochs=100000"]
+    run = subprocess.Popen([*command, "--trainer.enable_progress_bar=true"], stderr=subprocess.PIPE, text=True)
+    try:
+        assert any(line.startswith("step") for line in run.stderr)  # ends at the first such line
+        run.terminate()
+        _, said = run.communicate(timeout=120)
+    finally:
+        run.kill()
+    assert run.returncode == 128 + 15
+    assert "to go on:" in said
+    assert read_record(RUN / "records.nc").attrs["status"] == "interrupted"
+    assert torch.load(LAST, weights_only=True)["global_step"] == read_record(RUN / "records.nc").attrs["last_step"]
+
+
 def test_a_run_in_forked_processes_is_kept() -> None:
     """Training begins in children there; the parent must not take the run for one that never did."""
     arguments = ["--trainer.strategy=ddp_fork", "--trainer.devices=2", "--trainer.accelerator=cpu"]
