@@ -5,9 +5,14 @@ from .intervention import Intervention
 from .monitor import Monitor, callbacks_of
 from .neuron_norms import NeuronNormTracker
 from .onset import Onset, StopAfterOnset
-from .schedule import EveryNSteps, EveryValidation, LogSpaced, Schedule
+from .schedule import AtEnd, EveryNSteps, EveryValidation, LogSpaced, Schedule
+from .snapshots import Snapshots
+from .sparse_subnetwork import SparseSubnetworkExtractor
+from .subnetwork_comparison import SubnetworkComparison
+from .weight_trajectory import WeightTrajectory
 
 __all__ = [
+    "AtEnd",
     "EveryNSteps",
     "EveryValidation",
     "Intervention",
@@ -17,6 +22,10 @@ __all__ = [
     "NeuronNormTracker",
     "Onset",
     "Schedule",
+    "Snapshots",
+    "SparseSubnetworkExtractor",
     "StopAfterOnset",
+    "SubnetworkComparison",
+    "WeightTrajectory",
     "callbacks_of",
 ]

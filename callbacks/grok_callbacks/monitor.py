@@ -3,7 +3,8 @@
 import re
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, ClassVar, final
 
 import torch
@@ -14,8 +15,9 @@ from typing_extensions import override
 
 from .protocols import HasMembers
 from .schedule import Schedule
+from .snapshots import Snapshots, plain_name, weights_of
 
-__all__ = ["Monitor", "callbacks_of", "find_submodule", "named_array", "validation_due"]
+__all__ = ["Monitor", "callbacks_of", "find_submodule", "find_weight", "named_array", "validation_due"]
 
 _OWED = "grok_callbacks.validation_owed"
 
@@ -139,7 +141,7 @@ class Monitor(Callback, ABC):
         if stage == "fit" and trainer.global_step == 0:
             # A second run with the same object, in a notebook say, must not go on with the history of the first. What a
             # checkpoint holds is restored after this.
-            self.load_state_dict({"steps": torch.empty(0, dtype=torch.int64), "values": {}})
+            self._forget()
             self.owed = None
 
     @override
@@ -163,28 +165,70 @@ class Monitor(Callback, ABC):
         if self.schedule.at_validation and not trainer.sanity_checking and trainer.state.fn == "fit":
             self._measure(trainer, pl_module)
 
+    def look_back(self, trainer: Trainer, pl_module: LightningModule, snapshots: Snapshots) -> None:
+        """Measure at earlier steps, on weights that were kept; what was measured before is forgotten.
+
+        The values are those that there would be, had it been measured at these steps. The model's own weights are put
+        back, and loggers get nothing. Must be called on every process.
+
+        Args:
+            trainer: A Trainer that knows the model and its data.
+            pl_module: The model.
+            snapshots: The weights of each step.
+
+        Raises:
+            ValueError: If weights do not fit the model.
+
+        """
+        self._forget()
+        for step in snapshots:
+            with weights_of(pl_module, snapshots[step]):
+                self._take(trainer, pl_module, step)
+
+    def on_measured(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Do what else is to be done at a step of training that was just measured; nothing by default."""
+
     @final
-    def _measure(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        step = trainer.global_step
-        if self._steps and step <= self._steps[-1]:
-            return
+    @contextmanager
+    def undisturbed(self, pl_module: LightningModule) -> Iterator[None]:
+        """Within, there are no gradients; afterwards random generators and modes are as before; the time is counted."""
         began = time.perf_counter()
         modes = [(module, module.training) for module in pl_module.modules()]
         devices = [pl_module.device] if pl_module.device.type == "cuda" else []
         try:
             with torch.no_grad(), torch.random.fork_rng(devices=devices):
-                values = self.measure(trainer, pl_module)
+                yield
         finally:
             for module, mode in modes:
                 module.training = mode
+            self.seconds += time.perf_counter() - began
+
+    @final
+    def _measure(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        step = trainer.global_step
+        if self._steps and step <= self._steps[-1]:
+            return
+        values = self._take(trainer, pl_module, step)
         if values:
+            began = time.perf_counter()
+            self._log(trainer, step, values)
+            self.on_measured(trainer, pl_module)
+            self.seconds += time.perf_counter() - began
+
+    def _take(self, trainer: Trainer, pl_module: LightningModule, step: int) -> dict[str, Tensor]:
+        """Measure, and add to the history."""
+        with self.undisturbed(pl_module):
+            values = self.measure(trainer, pl_module)
             values = {name: value.detach().to("cpu", copy=True) for name, value in values.items()}
+        if values:
             self._check(values, pl_module)
             self._steps.append(step)
             for name, value in values.items():
                 self._values.setdefault(name, []).append(value)
-            self._log(trainer, step, values)
-        self.seconds += time.perf_counter() - began
+        return values
+
+    def _forget(self) -> None:
+        self._steps, self._values = [], {}
 
     def _check(self, values: dict[str, Tensor], pl_module: LightningModule) -> None:
         members = pl_module.n_members if isinstance(pl_module, HasMembers) else 1
@@ -235,20 +279,42 @@ def validation_due(trainer: Trainer) -> bool:
     return bool((batches + 1) % interval == 0)
 
 
-def find_submodule(pl_module: LightningModule, path: str) -> nn.Module:
+def find_submodule(pl_module: LightningModule, path: str, argument: str = "layer") -> nn.Module:
     """Return the submodule with this dotted name, whether or not it was wrapped or compiled.
+
+    Args:
+        pl_module: The model.
+        path: The name.
+        argument: Name of the argument that gave it, for the message.
 
     Raises:
         ValueError: If there is none; the message lists those that exist.
 
     """
-    names: dict[str, nn.Module] = {_plain(name): module for name, module in pl_module.named_modules() if name}
+    names: dict[str, nn.Module] = {plain_name(name): module for name, module in pl_module.named_modules() if name}
     if path not in names:
         # A network's layers are meant, not metrics and the like.
         layers = [name for name, module in names.items() if any(True for _ in module.parameters())]
-        raise ValueError(f"layer: the model has no '{path}'; it has {', '.join(layers) or 'no layers'}")
+        raise ValueError(f"{argument}: the model has no '{path}'; it has {', '.join(layers) or 'no layers'}")
     return names[path]
 
 
-def _plain(name: str) -> str:
-    return ".".join(part for part in name.split(".") if part not in ("_orig_mod", "_forward_module"))
+def find_weight(pl_module: LightningModule, path: str, argument: str = "layer") -> Tensor:
+    """Return the weight ``(E, out, in)`` of the layer with this dotted name; E = 1 in a module without members.
+
+    Raises:
+        ValueError: If there is no such layer, or it has no weight of that form.
+
+    """
+    weight = getattr(find_submodule(pl_module, path, argument), "weight", None)
+    if not isinstance(weight, Tensor):
+        raise ValueError(f"{argument}: '{path}' has no weight")
+    members = pl_module.n_members if isinstance(pl_module, HasMembers) else None
+    if members in (None, 1) and weight.ndim == 2:
+        return weight.unsqueeze(0)  # a plain network in a module with members is a population of one
+    rank = 2 if members is None else 3
+    if weight.ndim != rank or members is None:
+        raise ValueError(
+            f"{argument}: expected '{path}' to have a weight of {rank} dimensions, got {tuple(weight.shape)}"
+        )
+    return weight

@@ -9,8 +9,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from .functional.neuron_norms import Weights, neuron_norms
-from .monitor import Monitor, find_submodule
-from .protocols import HasMembers
+from .monitor import Monitor, find_weight
 from .schedule import LogSpaced, Schedule
 
 __all__ = ["NeuronNormTracker"]
@@ -73,8 +72,7 @@ class NeuronNormTracker(Monitor):
 
     @override
     def measure(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Tensor]:
-        norms = neuron_norms(*self._weights(pl_module), self.weights)
-        return {"norm": norms if isinstance(pl_module, HasMembers) else norms.unsqueeze(0)}
+        return {"norm": neuron_norms(*self._weights(pl_module), self.weights)}
 
     @override
     def scalars(self, values: dict[str, Tensor]) -> dict[str, float]:
@@ -100,18 +98,5 @@ class NeuronNormTracker(Monitor):
         return {"layer": self.layer, "weights": self.weights, "next_layer": self.next_layer or ""}
 
     def _weights(self, pl_module: LightningModule) -> tuple[Tensor, Tensor | None]:
-        incoming = _weight(pl_module, self.layer)
-        return incoming, None if self.next_layer is None else _weight(pl_module, self.next_layer)
-
-
-def _weight(pl_module: LightningModule, path: str) -> Tensor:
-    weight = getattr(find_submodule(pl_module, path), "weight", None)
-    if not isinstance(weight, Tensor):
-        raise ValueError(f"layer: '{path}' has no weight")
-    members = pl_module.n_members if isinstance(pl_module, HasMembers) else None
-    if members == 1 and weight.ndim == 2:
-        return weight.unsqueeze(0)  # a plain network in a module with members is a population of one
-    rank = 2 if members is None else 3
-    if weight.ndim != rank:
-        raise ValueError(f"layer: expected '{path}' to have a weight of {rank} dimensions, got {tuple(weight.shape)}")
-    return weight
+        outgoing = None if self.next_layer is None else find_weight(pl_module, self.next_layer, "next_layer")
+        return find_weight(pl_module, self.layer), outgoing

@@ -4,7 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
-__all__ = ["EveryNSteps", "EveryValidation", "LogSpaced", "Schedule"]
+__all__ = ["AtEnd", "EveryNSteps", "EveryValidation", "LogSpaced", "Schedule"]
 
 
 class Schedule(ABC):
@@ -85,3 +85,13 @@ class EveryValidation(Schedule):
     def at_validation(self) -> bool:
         """Whether the monitor follows Lightning's validation: yes."""
         return True
+
+
+@dataclass(frozen=True)
+class AtEnd(Schedule):
+    """Never while training goes on: the monitor looks back when it has ended."""
+
+    def due(self, step: int) -> bool:
+        """Return False: no step is due by itself."""
+        del step
+        return False

@@ -1,0 +1,293 @@
+"""The neurons between two layers of any model, and its logits without some of them."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor, nn
+
+from .functional.neuron_norms import neuron_norms
+from .functional.sparse_subnetwork import (
+    Sizes,
+    first_sizes,
+    in_top,
+    linear_search,
+    predictions,
+    prefix_counts,
+    rank_neurons,
+)
+from .monitor import find_submodule, find_weight
+from .protocols import HasMembers
+
+__all__ = ["Neurons", "tell_method"]
+
+AT_ONCE = 2**18
+"""Activations worked on at a time: about what stays in a processor's cache."""
+
+SUMS, PASSES = "sums over neurons", "masked forward passes"
+
+CHECKED_ROWS = 64
+"""Rows on which sums over neurons are compared with the forward pass of a network without some of them."""
+
+
+class _NotLinear(Exception):  # noqa: N818 - never leaves this file
+    """Sums over neurons differ from what the network computes."""
+
+
+@dataclass(frozen=True)
+class _Readout:
+    """What neurons add to the logits: ``weight (E, C, neuron)``; and what is there without them, ``rest (E, 1, C)``.
+
+    ``rest`` is ``None`` where it differs from row to row.
+    """
+
+    weight: Tensor
+    rest: Tensor | None
+
+
+@final
+class Neurons:
+    """The activations that ``layer`` leads to and ``next_layer`` reads, for the weights that a model has now.
+
+    A neuron is removed by setting its activation to 0 where ``next_layer`` reads it, as Merrill, Tsilivis, Shukla 2023
+    (arXiv 2303.11873, section 2.1) do. Where logits are sums over neurons, every subnetwork follows from one forward
+    pass; that they are is not taken for granted but compared with forward passes without half of the neurons, and
+    every row's logits with their sum. Where they are not (a nonlinearity or a normalisation comes after), every
+    subnetwork gets a forward pass of its own, and ``linear`` becomes False.
+
+    Call it in eval mode, without gradients. Logits ``(B,)`` of a model without an output axis count as ``(B, 1)``.
+
+    Args:
+        pl_module: The model.
+        layer: Dotted name of the layer whose incoming weights rank the neurons.
+        next_layer: Dotted name of the module whose input they are, neurons along the last axis.
+        network: Dotted name of the module that maps inputs to logits; the LightningModule itself if ``None``.
+
+    Attributes:
+        n_neurons: Their number.
+        names: Of the two, for messages.
+        linear: Whether logits are sums over neurons, as far as has been seen.
+
+    Raises:
+        ValueError: If a name does not exist, or the layer has no weight.
+
+    """
+
+    def __init__(self, pl_module: LightningModule, layer: str, next_layer: str, network: str | None = None) -> None:
+        self._members = pl_module.n_members if isinstance(pl_module, HasMembers) else None
+        self._weight = find_weight(pl_module, layer)
+        self._reader = find_submodule(pl_module, next_layer, "next_layer")
+        self._network: nn.Module = pl_module if network is None else find_submodule(pl_module, network, "network")
+        self.names = f"{layer} and {next_layer}"
+        # A plain network in a module with members is a population of one.
+        self._plain = self._members is None or find_submodule(pl_module, layer).weight.ndim == 2
+        self.n_neurons = self._weight.shape[1]
+        self.linear = True
+
+    def norms(self) -> Tensor:
+        """Return the L2 norm of every neuron's incoming weights, ``(E, neuron)``."""
+        return neuron_norms(self._weight.detach(), None)
+
+    def sizes(self, inputs: Tensor, targets: Tensor) -> tuple[Sizes, Tensor]:
+        """Return the effective sparsity of every member, ``(E,)``, and the ranking of its neurons, ``(E, neuron)``.
+
+        Args:
+            inputs: As the model takes them, ``(E, B, ...)`` or ``(B, ...)``.
+            targets: ``(E, B)`` or ``(B,)``.
+
+        """
+        order = rank_neurons(self.norms())
+        inputs = self._without_members(inputs, targets)
+        labels = targets.expand(len(order), -1) if targets.ndim == 1 else targets
+        try:
+            readout = self._readout(inputs[self._few_rows(targets)])
+            counts = torch.zeros(2, len(order), self.n_neurons + 1, dtype=torch.int64, device=order.device)
+            start = 0
+            for piece in self._pieces(inputs, targets):
+                activations, rest = self._sums(piece, readout)
+                rows = slice(start, start := start + rest.shape[1])
+                counts += prefix_counts(activations, readout.weight, rest, order, labels[:, rows])
+            return first_sizes(counts, labels.shape[1]), order
+        except _NotLinear:
+            self.linear = False
+            return self._sizes_one_by_one(inputs, order, labels), order
+
+    def predictions(self, inputs: Tensor, targets: Tensor, sets: Tensor) -> Tensor:
+        """Return what subnetworks predict, ``(E, set, B)``; see :func:`predictions`.
+
+        Args:
+            inputs: As the model takes them, ``(E, B, ...)`` or ``(B, ...)``.
+            targets: ``(E, B)`` or ``(B,)``; only their shape counts.
+            sets: Neurons that each subnetwork keeps, ``(E, set, neuron)``, bool.
+
+        """
+        inputs = self._without_members(inputs, targets)
+        try:
+            readout = self._readout(inputs[self._few_rows(targets)])
+            # (E, set, C, neuron) as one matrix: all subnetworks of a row are one product.
+            kept = torch.where(sets.unsqueeze(-2), readout.weight.unsqueeze(1), 0)
+            found = []
+            for piece in self._pieces(inputs, targets):
+                activations, rest = self._sums(piece, readout)
+                logits = (activations @ kept.flatten(1, 2).mT).reshape(*rest.shape[:2], *kept.shape[1:3])
+                found.append(predictions(logits + rest.unsqueeze(-2)).mT)
+            return torch.cat(found, dim=-1)
+        except _NotLinear:
+            self.linear = False
+            return torch.stack([predictions(self._logits(inputs, keep)) for keep in sets.unbind(dim=1)], dim=1)
+
+    def _sizes_one_by_one(self, inputs: Tensor, order: Tensor, labels: Tensor) -> Sizes:
+        n_outputs = self._logits(inputs, None).shape[-1]
+
+        def predict_top(size: int) -> Tensor:
+            keep = in_top(order, torch.full((len(order),), size))
+            return predictions(self._logits(inputs, keep))
+
+        return linear_search(predict_top, self.n_neurons, labels, n_outputs)
+
+    # ---- how the model is called ---------------------------------------------------------------------------------
+
+    def _without_members(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        return inputs.squeeze(0) if self._plain and self._members is not None and targets.ndim == 2 else inputs
+
+    def _row_dim(self, targets: Tensor) -> int:
+        return 0 if self._plain else targets.ndim - 1
+
+    def _few_rows(self, targets: Tensor) -> tuple[slice, ...]:
+        return (*[slice(None)] * self._row_dim(targets), slice(CHECKED_ROWS))
+
+    def _pieces(self, inputs: Tensor, targets: Tensor) -> Iterator[Tensor]:
+        rows = max(1, AT_ONCE // (self.n_neurons * len(self._weight)))
+        return iter(torch.split(inputs, rows, dim=self._row_dim(targets)))
+
+    def _call(self, inputs: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return logits ``(E, B, C)`` of the model with other activations."""
+        called = False
+
+        def before(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            nonlocal called
+            called = True
+            return (change(args[0]), *args[1:])
+
+        handle = self._reader.register_forward_pre_hook(before)
+        try:
+            logits: Tensor = self._network(inputs)
+        finally:
+            handle.remove()
+        if not called:
+            raise ValueError(f"next_layer: the model's forward pass does not call it, or not as a module: {self.names}")
+        rank = 3 if self._members is not None else 2
+        if logits.ndim == rank - 1:
+            logits = logits.unsqueeze(-1)
+        if logits.ndim != rank:
+            axes = "(E, B, C)" if self._members is not None else "(B, C)"
+            raise ValueError(f"network: expected logits {axes}, got {tuple(logits.shape)}")
+        return logits if self._members is not None else logits.unsqueeze(0)
+
+    def _logits(self, inputs: Tensor, keep: Tensor | None) -> Tensor:
+        """Return the logits with the neurons in ``keep (E, neuron)`` alone, with all if ``None``."""
+
+        def change(activations: Tensor) -> Tensor:
+            self._check(activations)
+            if keep is None:
+                return activations
+            shape = [1] * activations.ndim
+            shape[-1] = self.n_neurons
+            if not self._plain:
+                shape[0] = len(keep)
+            return torch.where(keep.reshape(shape), activations, 0)
+
+        return self._call(inputs, change)
+
+    def _check(self, activations: Tensor) -> None:
+        if activations.shape[-1] != self.n_neurons:
+            raise ValueError(
+                f"next_layer: expected it to read {self.n_neurons} neurons along the last axis, "
+                f"got an input of {tuple(activations.shape)}: {self.names}"
+            )
+
+    # ---- logits as sums over neurons -----------------------------------------------------------------------------
+
+    def _readout(self, few: Tensor) -> _Readout:
+        """Return what a neuron adds to the logits, checked on a few rows against the network without half of them.
+
+        Raises:
+            _NotLinear: If the check fails.
+
+        """
+        kept: list[Tensor] = []
+
+        def keep_leaf(activations: Tensor) -> Tensor:
+            self._check(activations)
+            if activations.ndim != (2 if self._plain else 3):
+                raise _NotLinear  # more than one position a row
+            kept.append(activations.detach().requires_grad_())
+            return kept[-1]
+
+        with torch.enable_grad():
+            logits = self._call(few, keep_leaf)
+            if not logits.requires_grad:
+                raise _NotLinear
+            slopes = [
+                torch.autograd.grad(logits[:, 0, c].sum(), kept[0], retain_graph=True)[0]
+                for c in range(logits.shape[-1])
+            ]
+        # The first row's; were they other ones on other rows, the check would tell.
+        weight = torch.stack([(slope.unsqueeze(0) if self._plain else slope)[:, 0] for slope in slopes], dim=1)
+        activations = kept[0].detach()
+        activations = activations.unsqueeze(0) if self._plain else activations
+        none = torch.zeros(len(weight), self.n_neurons, dtype=torch.bool, device=weight.device)
+        rest = self._logits(few, none)
+        halves = [torch.arange(self.n_neurons, device=weight.device) % 2 == parity for parity in (0, 1)]
+        for keep in [~none, *(half.expand_as(none) for half in halves)]:
+            sums = rest + torch.where(keep.unsqueeze(1), activations, 0) @ weight.mT
+            self._compare(sums, self._logits(few, keep), activations, weight)
+        same = bool((rest == rest[:, :1]).all())
+        return _Readout(weight, rest[:, :1] if same else None)
+
+    def _sums(self, inputs: Tensor, readout: _Readout) -> tuple[Tensor, Tensor]:
+        """Return activations ``(E, B, neuron)`` and the logits without any neuron, ``(E, B, C)``.
+
+        Raises:
+            _NotLinear: If logits are not their sum on some row.
+
+        """
+        kept: list[Tensor] = []
+
+        def keep(activations: Tensor) -> Tensor:
+            kept.append(activations.unsqueeze(0) if self._plain else activations)
+            return activations
+
+        logits = self._call(inputs, keep)
+        activations = kept[0]
+        total = activations @ readout.weight.mT
+        if readout.rest is not None:
+            rest = readout.rest.expand_as(logits)
+        else:
+            rest = self._logits(inputs, torch.zeros_like(readout.weight[:, 0], dtype=torch.bool))
+        self._compare(total + rest, logits, activations, readout.weight)
+        return activations, rest
+
+    @staticmethod
+    def _compare(sums: Tensor, logits: Tensor, activations: Tensor, weight: Tensor) -> None:
+        # A network that has diverged has no logits to be compared.
+        finite = logits.isfinite() & sums.isfinite()
+        scale = (activations.abs() @ weight.abs().mT + logits.abs())[finite]
+        allowed = torch.finfo(logits.dtype).eps ** 0.5 * scale
+        if bool(((sums - logits)[finite].abs() > allowed).any()):
+            raise _NotLinear
+
+
+def tell_method(neurons: Neurons, told: str) -> str:
+    """Return how subnetworks were computed, for a record; warn when it is the slow way and was not told before."""
+    if neurons.linear:
+        return told or SUMS
+    if told != PASSES:
+        rank_zero_warn(
+            f"the logits are not sums over the neurons between {neurons.names}: every subnetwork takes a forward pass "
+            "of its own, which is slow; measure rarely, or give fewer rows (limit)"
+        )
+    return PASSES

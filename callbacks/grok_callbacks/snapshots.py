@@ -1,0 +1,128 @@
+"""Weights at earlier steps: kept in files, read back, put into a model for a while."""
+
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import final
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+from typing_extensions import override
+
+__all__ = ["Snapshots", "remove_snapshots", "state_of", "weights_of", "write_snapshot"]
+
+_FILE = re.compile(r"step_(\d+)\.pt")
+
+
+@final
+class Snapshots(Mapping[int, Mapping[str, Tensor]]):
+    """Weights by step, in ascending order; each is read from its file when asked for.
+
+    Args:
+        directory: Where the files lie; there may be none.
+        others: Further weights, in memory; they stand in place of a file of the same step.
+
+    """
+
+    def __init__(self, directory: Path, others: Mapping[int, Mapping[str, Tensor]] | None = None) -> None:
+        self._files = _files(directory)
+        self._others = dict(others or {})
+        self._steps = sorted({*self._files, *self._others})
+
+    @override
+    def __getitem__(self, step: int) -> Mapping[str, Tensor]:
+        """Return ``{name: tensor}``, on the CPU.
+
+        Raises:
+            KeyError: If there are no weights of that step.
+            ValueError: If the file is not a snapshot. Reading it runs no code of it.
+
+        """
+        if step in self._others:
+            return self._others[step]
+        path = self._files[step]
+        try:
+            content = torch.load(path, weights_only=True, map_location="cpu")
+            weights: dict[str, Tensor] = content["weights"]
+        except Exception as error:  # torch raises several kinds for a damaged file
+            raise ValueError(f"{path} cannot be read as weights of a step: {type(error).__name__}") from error
+        return weights
+
+    @override
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._steps)
+
+    @override
+    def __len__(self) -> int:
+        return len(self._steps)
+
+
+def write_snapshot(directory: Path, step: int, weights: Mapping[str, Tensor]) -> Path:
+    """Write weights so that their file is at every instant either not there or whole."""
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / f"step_{step:010d}.pt"
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=directory)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            torch.save({"step": step, "weights": dict(weights)}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).chmod(0o644)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    return path
+
+
+def remove_snapshots(directory: Path, after: int) -> None:
+    """Remove the snapshots of steps beyond ``after``."""
+    for step, path in _files(directory).items():
+        if step > after:
+            path.unlink()
+
+
+def _files(directory: Path) -> dict[int, Path]:
+    paths = directory.iterdir() if directory.is_dir() else iter(())
+    return {int(match[1]): path for path in paths if (match := _FILE.fullmatch(path.name))}
+
+
+def state_of(pl_module: LightningModule) -> dict[str, Tensor]:
+    """Return what a checkpoint would hold of a model, as the live tensors, named as if nothing were compiled."""
+    return {plain_name(name): value for name, value in pl_module.state_dict().items()}
+
+
+def plain_name(name: str) -> str:
+    """Return a dotted name without what wrapping and compiling add to it."""
+    return ".".join(part for part in name.split(".") if part not in ("_orig_mod", "_forward_module"))
+
+
+@contextmanager
+def weights_of(pl_module: LightningModule, weights: Mapping[str, Tensor]) -> Iterator[None]:
+    """Give a model other weights, and put its own back afterwards, bit for bit.
+
+    Raises:
+        ValueError: If a tensor is missing or has another shape: the rest of the model would be of another step.
+
+    """
+    live = state_of(pl_module)
+    for name, value in live.items():
+        if name not in weights or weights[name].shape != value.shape:
+            found = tuple(weights[name].shape) if name in weights else "nothing"
+            raise ValueError(f"weights of another step: expected '{name}' of {tuple(value.shape)}, found {found}")
+    own = {name: value.clone() for name, value in live.items()}
+    try:
+        _copy(weights, live)
+        yield
+    finally:
+        _copy(own, live)
+
+
+@torch.no_grad()
+def _copy(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
+    for name, value in target.items():
+        value.copy_(source[name])

@@ -1,0 +1,263 @@
+"""The generalizing subnetwork and its rivals, looked back at from the end of training."""
+
+from collections.abc import Mapping
+from typing import ClassVar, Literal, final
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+from typing_extensions import override
+
+from .functional.sparse_subnetwork import in_top
+from .functional.subnetwork_comparison import (
+    average_sensitivity,
+    mean_norms,
+    median_index,
+    overlap_with_largest,
+    random_sets,
+)
+from .monitor import Monitor, named_array
+from .neurons import Neurons, tell_method
+from .protocols import HasRows
+from .rows import Split, rows_of
+from .schedule import AtEnd
+from .snapshots import Snapshots, state_of, weights_of
+from .sparse_subnetwork import RULES, Rule, check_rule
+from .weight_trajectory import find_trajectory
+
+__all__ = ["SubnetworkComparison"]
+
+SETS = ("generalizing", "complementary", "control")
+SPLITS: tuple[Split, ...] = ("train", "held_out")
+
+
+@final
+class SubnetworkComparison(Monitor):
+    """Compares the subnetwork that generalises in the end with all other neurons, at every step that was kept.
+
+    After Merrill, Tsilivis, Shukla 2023 (arXiv 2303.11873, section 3.2, Figure 3). When training ends, three kinds of
+    sets are fixed, and the weights that a :class:`WeightTrajectory` has kept, and those at the end, are measured with
+    them: *generalizing*, the active subnetwork of the final weights (see :class:`SparseSubnetworkExtractor`);
+    *complementary*, all other neurons; *control*, the mean over random sets of the size of the first, drawn from all
+    neurons. Ours differs: agreement is measured on held-out rows and on training rows (the paper's code measured it on
+    training rows, its text says test rows); several random sets instead of one; a prediction of exactly 0 agrees only
+    with 0.
+
+    Leaves, with dimensions ``(step, member, ...)``:
+
+    - ``norm`` ``(set)``: mean norm of the incoming weights; NaN for an empty set.
+    - ``agreement`` ``(split, set)``: share of rows on which the subnetwork predicts what the whole network of the same
+      step predicts; NaN where there are no such rows.
+    - ``overlap``: how many of the ``top`` neurons with the largest norm at that step are generalizing.
+    - ``sensitivity`` ``(network)``: how many bits of a row, if flipped, change the prediction, on average, of the whole
+      network (``full``) and of each set; k for the parity of k bits. NaN where inputs are not rows of −1 and +1.
+
+    And ``generalizing`` with dimensions ``(member, neuron)`` and ``size`` with dimension ``(member)``.
+
+    Args:
+        layer: Dotted name of the layer whose neurons are ranked.
+        next_layer: Dotted name of the module that reads the neurons' activations, along the last axis of its input.
+        rule: How the active subnetwork is found, ``predictions`` or ``accuracy``.
+        choose: ``last``: the active subnetwork of the final weights; ``median``: of the last ``among`` kept weights the
+            one of median size, for after grokking the size goes up and down.
+        among: At least 1.
+        controls: Number of random sets, at least 1.
+        top: Number of neurons whose overlap with the generalizing ones is counted, at least 1.
+        sensitive_rows: Number of held-out rows of a member on which sensitivity is averaged; 0 switches it off.
+        network: Dotted name of the module that maps inputs to logits; the LightningModule itself if ``None``.
+        rows: Import path of a function ``(trainer, pl_module, split) -> (inputs, targets)``.
+        limit: Largest number of rows of a member and split; all of them if ``None``.
+        seed: Of the random sets.
+        name: Name of the record's group.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    """
+
+    dims: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "norm": ("set",),
+        "agreement": ("split", "set"),
+        "overlap": (),
+        "sensitivity": ("network",),
+    }
+    labels: ClassVar[Mapping[str, tuple[str, ...]]] = {"set": SETS, "split": SPLITS, "network": ("full", *SETS)}
+
+    def __init__(
+        self,
+        layer: str,
+        next_layer: str,
+        rule: Rule = "predictions",
+        choose: Literal["last", "median"] = "last",
+        among: int = 10,
+        controls: int = 20,
+        top: int = 10,
+        sensitive_rows: int = 100,
+        network: str | None = None,
+        rows: str | None = None,
+        limit: int | None = None,
+        seed: int = 0,
+        name: str = "subnetworks",
+    ) -> None:
+        super().__init__(AtEnd(), name)
+        check_rule(rule)
+        if choose not in ("last", "median"):
+            raise ValueError(f"choose: expected 'last' or 'median', got '{choose}'")
+        for argument, value, least in [
+            ("among", among, 1),
+            ("controls", controls, 1),
+            ("top", top, 1),
+            ("sensitive_rows", sensitive_rows, 0),
+            ("limit", 1 if limit is None else limit, 1),
+        ]:
+            if value < least:
+                raise ValueError(f"{argument}: expected at least {least}, got {value}")
+        self.layer = layer
+        self.next_layer = next_layer
+        self.rule: Rule = rule
+        self.choose = choose
+        self.among = among
+        self.controls = controls
+        self.top = top
+        self.sensitive_rows = sensitive_rows
+        self.network = network
+        self.rows = rows
+        self.limit = limit
+        self.seed = seed
+        self._method = ""
+        self._sets: Tensor | None = None  # (E, 2 + controls, neuron): generalizing, complementary, controls
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._neurons(pl_module)
+        find_trajectory(trainer, type(self).__name__)
+
+    @override
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        now = {name: value.detach().clone() for name, value in state_of(pl_module).items()}
+        trainer.strategy.barrier()  # until the first process has written its last file
+        trajectory = find_trajectory(trainer, type(self).__name__)
+        self.look_back(trainer, pl_module, trajectory.snapshots({trainer.global_step: now}))
+
+    @override
+    def look_back(self, trainer: Trainer, pl_module: LightningModule, snapshots: Snapshots) -> None:
+        self._sets = None
+        steps = list(snapshots)[-self.among if self.choose == "median" else -1 :]
+        found = [self._active(trainer, pl_module, snapshots, step) for step in steps]
+        sizes, active = torch.stack([size for size, _ in found]), torch.stack([mask for _, mask in found])
+        chosen = median_index(sizes)
+        members = torch.arange(sizes.shape[1])
+        generator = torch.Generator().manual_seed(self.seed)
+        generalizing = active[chosen, members].unsqueeze(1)
+        controls = random_sets(sizes[chosen, members], active.shape[-1], self.controls, generator)
+        self._sets = torch.cat([generalizing, ~generalizing, controls], dim=1)
+        super().look_back(trainer, pl_module, snapshots)
+
+    def _active(
+        self, trainer: Trainer, pl_module: LightningModule, snapshots: Snapshots, step: int
+    ) -> tuple[Tensor, Tensor]:
+        """Return size ``(E,)`` and mask ``(E, neuron)`` of the active subnetwork at a step, on the CPU."""
+        with weights_of(pl_module, snapshots[step]), self.undisturbed(pl_module):
+            pl_module.eval()
+            neurons = self._neurons(pl_module)
+            sizes, order = neurons.sizes(*rows_of(trainer, pl_module, "train", self.rows, self.limit))
+        size = sizes[RULES.index(self.rule)]
+        return size.cpu(), in_top(order, size).cpu()
+
+    @override
+    def measure(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Tensor]:
+        if self._sets is None:
+            return {}
+        pl_module.eval()
+        neurons = self._neurons(pl_module)
+        norms = neurons.norms()
+        sets = self._sets.to(norms.device)
+        values = {
+            "norm": self._grouped(mean_norms(norms.double(), sets)),
+            "agreement": torch.stack(
+                [self._agreement(trainer, pl_module, neurons, sets, split) for split in SPLITS], dim=1
+            ),
+            "overlap": overlap_with_largest(norms, sets[:, 0], self.top),
+            "sensitivity": self._sensitivity(trainer, pl_module, neurons, sets),
+        }
+        self._method = tell_method(neurons, self._method)
+        return values
+
+    def _grouped(self, values: Tensor) -> Tensor:
+        """Return ``(E, set)`` of ``(E, 2 + controls)``: the controls' mean in place of each."""
+        return torch.cat([values[:, :2], values[:, 2:].mean(dim=1, keepdim=True)], dim=1)
+
+    def _agreement(
+        self, trainer: Trainer, pl_module: LightningModule, neurons: Neurons, sets: Tensor, split: Split
+    ) -> Tensor:
+        rows = self._rows(trainer, pl_module, split)
+        if rows is None:
+            return torch.full((len(sets), len(SETS)), torch.nan, dtype=torch.float64, device=sets.device)
+        whole = torch.ones_like(sets[:, :1])
+        predicted = neurons.predictions(*rows, torch.cat([whole, sets], dim=1))
+        return self._grouped((predicted[:, 1:] == predicted[:, :1]).double().mean(dim=-1))
+
+    def _sensitivity(self, trainer: Trainer, pl_module: LightningModule, neurons: Neurons, sets: Tensor) -> Tensor:
+        undefined = torch.full((len(sets), 1 + len(SETS)), torch.nan, dtype=torch.float64, device=sets.device)
+        rows = self._rows(trainer, pl_module, "held_out") or self._rows(trainer, pl_module, "train")
+        if rows is None or not self.sensitive_rows:
+            return undefined
+        inputs, targets = rows
+        few = (*[slice(None)] * (targets.ndim - 1), slice(self.sensitive_rows))
+        inputs = inputs[few]
+        if inputs.ndim != targets.ndim + 1 or not bool((inputs.abs() == 1).all()):
+            return undefined
+        whole = torch.ones_like(sets[:, :1])
+        everything = torch.cat([whole, sets], dim=1)
+
+        def predict(flipped: Tensor) -> Tensor:
+            return neurons.predictions(flipped, flipped[..., 0], everything)
+
+        found = average_sensitivity(predict, inputs)
+        return torch.cat([found[:, :1], self._grouped(found[:, 1:])], dim=1)
+
+    def _rows(self, trainer: Trainer, pl_module: LightningModule, split: Split) -> tuple[Tensor, Tensor] | None:
+        """Return the rows of a split; ``None`` where the project has none held out."""
+        known = self.rows is not None or isinstance(getattr(trainer, "datamodule", None), HasRows)
+        if split == "held_out" and not known and not trainer.val_dataloaders:
+            return None
+        inputs, targets = rows_of(trainer, pl_module, split, self.rows, self.limit)
+        return (inputs, targets) if targets.shape[-1] else None
+
+    @override
+    def record(self) -> dict[str, named_array]:
+        arrays = super().record()
+        if not arrays or self._sets is None:
+            return arrays
+        generalizing = self._sets[:, 0]
+        return arrays | {
+            "generalizing": (("member", "neuron"), generalizing),
+            "size": (("member",), generalizing.sum(dim=-1)),
+        }
+
+    @override
+    def state_dict(self) -> dict[str, object]:
+        return super().state_dict() | ({} if self._sets is None else {"sets": self._sets})
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, object]) -> None:
+        super().load_state_dict(state_dict)
+        sets = state_dict.get("sets")
+        self._sets = sets if isinstance(sets, Tensor) else None
+
+    @override
+    def attributes(self) -> dict[str, str | int | float]:
+        return {
+            "layer": self.layer,
+            "next_layer": self.next_layer,
+            "rule": self.rule,
+            "choose": self.choose,
+            "among": self.among,
+            "controls": self.controls,
+            "top": self.top,
+            "sensitive_rows": self.sensitive_rows,
+            "method": self._method,
+        }
+
+    def _neurons(self, pl_module: LightningModule) -> Neurons:
+        return Neurons(pl_module, self.layer, self.next_layer, self.network)

@@ -1,0 +1,97 @@
+"""Weights over time, on disk."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar, final
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+from typing_extensions import override
+
+from .monitor import Monitor, callbacks_of
+from .protocols import HasMembers
+from .schedule import EveryNSteps, Schedule
+from .snapshots import Snapshots, remove_snapshots, state_of, write_snapshot
+
+__all__ = ["WeightTrajectory", "find_trajectory"]
+
+
+@final
+class WeightTrajectory(Monitor):
+    """Keeps the weights of chosen steps, one file a step, for looking back at training with what was learnt at its end.
+
+    A file holds all that a checkpoint holds of the model (parameters and persistent buffers; no optimizer), as plain
+    tensors: a thousand parity neurons of five members are 0.8 MB. Resuming removes the files of later steps; so does
+    training anew in the same directory.
+
+    Leaves ``norm`` with dimensions ``(step, member)``: L2 norm of all parameters. Loggers get its mean over members.
+
+    Args:
+        schedule: When; keep it sparse.
+        directory: Where to; ``weights`` in the directory of the Trainer's logger, or in its ``default_root_dir``, if
+            ``None``.
+        name: Name of the record's group and prefix of logged scalars.
+
+    """
+
+    dims: ClassVar[Mapping[str, tuple[str, ...]]] = {"norm": ()}
+
+    def __init__(
+        self,
+        schedule: Schedule = EveryNSteps(1000),  # noqa: B008 - a frozen value
+        directory: str | Path | None = None,
+        name: str = "weights",
+    ) -> None:
+        super().__init__(schedule, name)
+        self.directory = None if directory is None else Path(directory)
+        self._into = Path()
+
+    def snapshots(self, others: Mapping[int, Mapping[str, Tensor]] | None = None) -> Snapshots:
+        """Return the weights that were kept by this training; with ``others`` of further steps, in memory."""
+        return Snapshots(self._into, others)
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # log_dir asks all processes, so all have to ask.
+        self._into = self.directory or Path(trainer.log_dir or trainer.default_root_dir) / "weights"
+        if trainer.is_global_zero and not _is_dry(trainer):
+            remove_snapshots(self._into, after=trainer.global_step)
+        super().on_train_start(trainer, pl_module)
+
+    @override
+    def measure(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Tensor]:
+        members = isinstance(pl_module, HasMembers) and pl_module.n_members > 1
+        squares = [
+            (parameter.double().square().flatten(1).sum(dim=1) if members else parameter.double().square().sum()[None])
+            for parameter in pl_module.parameters()
+        ]
+        return {"norm": torch.stack(squares).sum(dim=0).sqrt()}
+
+    @override
+    def on_measured(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero and not _is_dry(trainer):
+            weights = {name: value.detach().cpu().clone() for name, value in state_of(pl_module).items()}
+            write_snapshot(self._into, trainer.global_step, weights)
+
+    @override
+    def scalars(self, values: dict[str, Tensor]) -> dict[str, float]:
+        return {"norm": float(values["norm"].mean())}
+
+
+def find_trajectory(trainer: Trainer, who: str) -> WeightTrajectory:
+    """Return the Trainer's first :class:`WeightTrajectory`.
+
+    Raises:
+        ValueError: If it has none; ``who`` needs it.
+
+    """
+    found = next((callback for callback in callbacks_of(trainer) if isinstance(callback, WeightTrajectory)), None)
+    if found is None:
+        raise ValueError(f"{who} looks back at the weights of earlier steps: add a WeightTrajectory to the callbacks")
+    return found
+
+
+def _is_dry(trainer: Trainer) -> bool:
+    """Return whether nothing is to be written."""
+    return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]  # set outside Trainer's own code
