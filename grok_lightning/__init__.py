@@ -2,12 +2,25 @@
 
 from importlib.metadata import version
 
-from grok_lightning.data import TableData
+from grok_lightning.data import OnlineData, TableData
+from grok_lightning.lottery import LotteryTicket
 from grok_lightning.modules import MLP, GrokModule
 from grok_lightning.runs import LastCheckpoint, Recorder, Run
 from grok_lightning.runs import open_run as open
 from grok_lightning.tasks import SparseParity, Task
 
-__all__ = ["MLP", "GrokModule", "LastCheckpoint", "Recorder", "Run", "SparseParity", "TableData", "Task", "open"]
+__all__ = [
+    "MLP",
+    "GrokModule",
+    "LastCheckpoint",
+    "LotteryTicket",
+    "OnlineData",
+    "Recorder",
+    "Run",
+    "SparseParity",
+    "TableData",
+    "Task",
+    "open",
+]
 
 __version__ = version("grok-lightning")

@@ -9,7 +9,7 @@ import hashlib
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 import torch
 
@@ -46,8 +46,12 @@ class Populated(Protocol):
     def coordinates(self) -> frozenset[str]:
         """Names of the coordinates that it consumes."""
 
+    @property
+    def splits(self) -> Sequence[Literal["train", "held_out"]]:
+        """Which rows its validation loaders have, in their order: those trained on, or held-out ones."""
+
     def val_dataloader(self) -> Sequence[Any]:
-        """Return the loader of the rows trained on and, where there are any, that of the held-out rows."""
+        """Return one loader for each of ``splits``."""
 
 
 def members_table(

@@ -167,10 +167,14 @@ def _member_table(trainer: Trainer, pl_module: LightningModule) -> Table | None:
         table.add_row(
             str(e),
             *(f"{values[e]:g}" for values in members.values()),
-            *("–" if math.isnan(step) else f"{step:.0f}" for step in steps),
-            *(f"{float(value):.3f}" for value in accuracy[e]),
+            *(_or_dash(step, ".0f") for step in steps),
+            *(_or_dash(float(value), ".3f") for value in accuracy[e]),
         )
     return table
+
+
+def _or_dash(value: float, form: str) -> str:
+    return "–" if math.isnan(value) else format(value, form)
 
 
 def _cost_table(trainer: Trainer, title: str, seconds: float, validating: float) -> Table:

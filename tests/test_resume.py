@@ -13,6 +13,7 @@ from lightning.pytorch import LightningModule, Trainer
 
 from grok_lightning import Recorder, report
 from grok_lightning.cli import main
+from grok_lightning.data import online
 from grok_lightning.records import read_record
 
 # The copies that are resumed here lie in another place than the run that they are copies of.
@@ -45,6 +46,12 @@ trainer:
       init_args: {filename: "{step}", auto_insert_metric_name: false, save_top_k: -1, SAVE}
 """
 
+ONLINE = [
+    "--data=OnlineData",
+    "--data.task=SparseParity",
+    *["--data.task.n=6", "--data.task.k=2", "--data.batch_size=8", "--data.n_held_out=20", "--data.validate_every=4"],
+    "--population={seed: [0, 1]}",
+]
 LIMITS = {"epochs": ["--trainer.max_epochs=6"], "steps": ["--trainer.max_steps=24"]}
 VALIDATIONS = {
     "every epoch": [],
@@ -130,6 +137,16 @@ def test_resuming_at_any_step_gives_the_uninterrupted_run(fit: Fit, limit: str, 
     arguments = [*LIMITS[limit], *VALIDATIONS[validation]]
     whole = fit("whole", *arguments)
     for step in (1, 4, 6, 8, 23):  # within epochs, at their ends, at and beside validations
+        resumed = fit(f"from_{step}", *arguments, f"--ckpt_path={RUN}/checkpoints/{step}.ckpt", after=whole)
+        assert_same_run(resumed, whole)
+
+
+@pytest.mark.parametrize("validation", ["every epoch", "every three steps"])
+def test_a_run_on_fresh_rows_resumes_at_any_step(fit: Fit, monkeypatch: pytest.MonkeyPatch, validation: str) -> None:
+    monkeypatch.setattr(online, "ROWS_OF_BLOCK", 5 * 8)  # so that blocks, epochs and checkpoints begin apart
+    arguments = [*ONLINE, *LIMITS["steps"], *VALIDATIONS[validation]]
+    whole = fit("whole", *arguments)
+    for step in (1, 5, 8, 23):  # within and at the end of epochs and blocks, at and beside validations
         resumed = fit(f"from_{step}", *arguments, f"--ckpt_path={RUN}/checkpoints/{step}.ckpt", after=whole)
         assert_same_run(resumed, whole)
 

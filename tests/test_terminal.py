@@ -7,7 +7,7 @@ import pytest
 from lightning.pytorch import Callback
 
 from grok_callbacks import EveryNSteps, LearningCurves, NeuronNormTracker, Onset
-from grok_lightning import MLP, SparseParity, TableData, terminal
+from grok_lightning import MLP, OnlineData, SparseParity, TableData, terminal
 from grok_lightning.terminal import StepBar, Summary, total_steps
 
 
@@ -124,9 +124,9 @@ def test_a_bar_is_closed_by_an_error(make_trainer, foreign, capsys, bar_in_a_ter
     assert "\x1b[?25h" in capsys.readouterr().err
 
 
-def summary_of(make_trainer, capsys, monkeypatch, onset):
+def summary_of(make_trainer, capsys, monkeypatch, onset, kind=TableData):
     monkeypatch.setenv("COLUMNS", "200")
-    members = {"seed": [5, 7], "train_size": [32, 20]}
+    members = {"seed": [5, 7]} if kind is OnlineData else {"seed": [5, 7], "train_size": [32, 20]}
     callbacks = [
         LearningCurves(),
         onset,
@@ -134,7 +134,7 @@ def summary_of(make_trainer, capsys, monkeypatch, onset):
         Summary(),
     ]
     trainer = make_trainer(max_epochs=2, callbacks=callbacks)
-    data = TableData(SparseParity(6, 2), batch_size=8, members=members)
+    data = kind(SparseParity(6, 2), batch_size=8, n_held_out=30, members=members)
     trainer.fit(MLP(n_inputs=6, hidden=[8], members=members), datamodule=data)
     lines = [re.split(r"\s*[│┃]\s*", line.strip("│┃ ")) for line in capsys.readouterr().out.splitlines()]
     return {line[0]: [cell.strip() for cell in line] for line in lines if len(line) > 1}, lines
@@ -152,6 +152,15 @@ def test_the_summary_shows_onsets_and_a_dash_for_what_did_not_happen(make_traine
         assert row["generalised"] == row["forgotten"] == "–"
         assert row["train"] == f"{float(accuracy[e, 0]):.3f}"
         assert row["held out"] == f"{float(accuracy[e, 1]):.3f}"
+
+
+def test_the_summary_shows_a_dash_for_an_accuracy_that_there_is_not(make_trainer, capsys, monkeypatch):
+    onset = Onset(memorised_above=0.0)
+    rows, _ = summary_of(make_trainer, capsys, monkeypatch, onset, kind=OnlineData)
+    for e in range(2):
+        row = dict(zip(rows["member"], rows[str(e)], strict=True))
+        assert row["memorised"] == row["train"] == "–"
+        assert row["held out"] == f"{float(onset.history['accuracy'][-1, e, 1]):.3f}"
 
 
 def test_the_summary_shows_what_was_measured_how_often_and_at_what_share(make_trainer, capsys, monkeypatch):

@@ -1,34 +1,47 @@
-"""The contract of our data modules."""
+"""The contract of our data modules, and what they have in common."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import torch
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import LightningDataModule, Trainer
 from torch import Tensor
 from typing_extensions import override
 
-from grok_lightning.batch import Batch
+from grok_lightning.batch import Batch, take
+from grok_lightning.data.loader import RowLoader, StepLoader
 from grok_lightning.population import Coordinate, as_members
+from grok_lightning.tasks import SparseParity, Task
 
-__all__ = ["GrokData"]
+__all__ = ["GrokData", "SplitName"]
+
+SplitName: TypeAlias = Literal["train", "held_out"]
 
 
 class GrokData(LightningDataModule, ABC):
     """Rows of an algorithmic task for every member of a population.
 
+    Validation has one loader for each of :attr:`splits`; ``test`` and ``predict`` look at the held-out rows.
+
     Attributes:
         members: Table of coordinates.
+        task: What to learn.
+        own_coordinates: Names of the member coordinates that the data consume, those of the task apart.
 
     Args:
+        task: What to learn; ``None`` is ``SparseParity()``.
         members: Table of coordinates, equal-length lists; ``None`` is one member with seed 0.
 
     """
 
-    def __init__(self, members: Mapping[str, Sequence[Coordinate]] | None = None) -> None:
+    own_coordinates: ClassVar[frozenset[str]]
+
+    def __init__(self, task: Task | None, members: Mapping[str, Sequence[Coordinate]] | None) -> None:
         super().__init__()
         self.members = as_members(members)
+        self.task = SparseParity() if task is None else task
+        self._tables: dict[torch.device, dict[SplitName, Batch]] = {}
 
     @override
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
@@ -38,24 +51,32 @@ class GrokData(LightningDataModule, ABC):
         return super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     @property
-    @abstractmethod
     def n_inputs(self) -> int:
         """Width of a row."""
+        return self.task.n_inputs
 
     @property
-    @abstractmethod
     def n_outputs(self) -> int:
         """Number of logits that the labels need."""
+        return self.task.n_outputs
+
+    @property
+    def coordinates(self) -> frozenset[str]:
+        """Names of the member coordinates that the data consume."""
+        return self.own_coordinates | self.task.coordinates
 
     @property
     @abstractmethod
-    def coordinates(self) -> frozenset[str]:
-        """Names of the member coordinates that the data consume."""
+    def splits(self) -> tuple[SplitName, ...]:
+        """Which rows the validation loaders have, in their order: those trained on, or held-out ones."""
 
     @property
     @abstractmethod
     def steps_per_epoch(self) -> int:
-        """Number of optimizer steps in which the member with most rows sees each of its rows once."""
+        """Number of optimizer steps in which the member with most rows sees each of its rows once; 0 if none ever does.
+
+        Where it is 0, records and figures count in steps.
+        """
 
     @property
     @abstractmethod
@@ -63,5 +84,72 @@ class GrokData(LightningDataModule, ABC):
         """Largest number of rows that a member sees in one step."""
 
     @abstractmethod
-    def rows(self, split: Literal["train", "held_out"]) -> tuple[Tensor, Tensor]:
-        """Return inputs ``(E, N, ...)`` and labels without noise ``(E, N)``, for monitors; never a batch order."""
+    def make_tables(self, device: torch.device) -> dict[SplitName, Batch]:
+        """Return the rows of both splits, ``(E, N, ...)`` each, on a device; asked for once."""
+
+    def rows(self, split: SplitName) -> tuple[Tensor, Tensor]:
+        """Return inputs ``(E, N, ...)`` and labels without noise ``(E, N)``, for monitors; never a batch order.
+
+        Raises:
+            ValueError: If members differ in their number of rows: a rectangle would need invented ones.
+
+        """
+        table = self._table(split)
+        if table.weights is not None:
+            raise ValueError(f"rows: members differ in their number of {split} rows")
+        return table.inputs, table.targets if table.true_targets is None else table.true_targets
+
+    @abstractmethod
+    @override
+    def train_dataloader(self) -> StepLoader:
+        """Return the loader of training batches."""
+
+    @override
+    def val_dataloader(self) -> list[RowLoader]:
+        return [self._row_loader(split) for split in self.splits]
+
+    @override
+    def test_dataloader(self) -> list[RowLoader]:
+        return self._held_out()
+
+    @override
+    def predict_dataloader(self) -> list[RowLoader]:
+        return self._held_out()
+
+    def task_of(self, member: int) -> Task:
+        """Return the task as a member has it, by its own coordinates."""
+        own = {name: values[member] for name, values in self.members.items() if name in self.task.coordinates}
+        return self.task.for_member(own)
+
+    def trainer_to_follow(self) -> Trainer:
+        """Return the Trainer whose step the training batches follow.
+
+        Raises:
+            ValueError: If there is none yet, or one of its flags would change what a step or its rows are.
+
+        """
+        trainer = self.trainer
+        if trainer is None:
+            raise ValueError("train_dataloader: batches follow the Trainer's step; attach one first")
+        if trainer.accumulate_grad_batches != 1:
+            raise ValueError(
+                "accumulate_grad_batches: one batch is one optimizer step here; set data.batch_size instead"
+            )
+        if trainer.overfit_batches:  # type: ignore[attr-defined]  # set outside Trainer's own code
+            raise ValueError("overfit_batches: set data.train_size of TableData instead")
+        return trainer
+
+    def _held_out(self) -> list[RowLoader]:
+        if "held_out" not in self.splits:
+            raise ValueError("there are no held-out rows: the training rows are the whole table")
+        return [self._row_loader("held_out")]
+
+    def _row_loader(self, split: SplitName) -> RowLoader:
+        rank, world = (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+        return RowLoader(take(self._table(split), slice(rank, None, world)))
+
+    def _table(self, split: SplitName) -> Batch:
+        device = torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
+        if device not in self._tables:
+            self._tables = {device: self.make_tables(device)}
+        return self._tables[device][split]

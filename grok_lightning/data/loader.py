@@ -4,16 +4,18 @@ They are objects with ``__iter__`` and ``__len__``: Lightning takes a list for a
 loader without a length for one batch too early.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from grok_lightning.batch import Batch, take
 from grok_lightning.population import stream
 
-__all__ = ["RowLoader", "StepLoader"]
+__all__ = ["EpochLoader", "FreshLoader", "RowLoader", "StepLoader"]
 
 
 class RowLoader:
@@ -41,13 +43,61 @@ class RowLoader:
             yield take(self.rows, slice(start, start + self.batch_size))
 
 
-class StepLoader:
-    """Training batches as a pure function of the optimizer step.
+class StepLoader(ABC):
+    """Training batches as a function of the optimizer step.
+
+    Because a batch depends on nothing but the step, a run resumes exactly at any step.
+
+    Args:
+        step: Returns the number of optimizer steps taken so far.
+        shard: ``(rank, world)``: this process takes every ``world``-th row from ``rank`` on; the weights are such that
+            gradients *averaged* over processes are those of the whole batch.
+
+    """
+
+    def __init__(self, step: Callable[[], int], shard: tuple[int, int] = (0, 1)) -> None:
+        self._step = step
+        self._rank, self._world = shard
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Return the number of batches in what Lightning calls an epoch."""
+
+    @abstractmethod
+    def batch(self, step: int) -> Batch:
+        """Return the batch of step ``step``: inputs ``(E, B, ...)``, targets ``(E, B)``, weights where needed."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield the batches of the coming steps, one Lightning epoch of them."""
+        for _ in range(len(self)):
+            yield self.batch(self._step())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing: the batches follow from the step. Its being there tells Lightning that it can resume."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take nothing."""
+        del state_dict
+
+    def _shard(self, inputs: Tensor, targets: Tensor, weights: Tensor | None) -> Batch:
+        if self._world == 1:
+            return Batch(inputs, targets, weights)
+        if weights is None:
+            device = targets.device
+            weights = torch.full(targets.shape, 1 / targets.shape[1], dtype=torch.float64, device=device)
+        mine = slice(self._rank, None, self._world)
+        return Batch(inputs[:, mine], targets[:, mine], weights[:, mine] * self._world)
+
+
+@final
+class EpochLoader(StepLoader):
+    """Batches of a finite training set, in epochs.
 
     Member e with n_e rows sees, at step s, batch ``s mod m_e`` of epoch ``s // m_e``, where ``m_e = ceil(n_e / B)``; an
     epoch is a permutation of its rows, drawn from the member's stream for that epoch, and its last batch is short. A
     member therefore sees exactly what it would see alone, whatever the sizes of the others; short batches are padded
-    with rows of weight 0. Because a batch depends on nothing but the step, a run resumes exactly at any step.
+    with rows of weight 0.
 
     Args:
         inputs: ``(E, N, ...)``, padded to the longest member.
@@ -56,8 +106,7 @@ class StepLoader:
         seeds: Seed of each member's batch order.
         batch_size: B, or ``None`` for the whole training set in one batch (its order is then not drawn).
         step: Returns the number of optimizer steps taken so far.
-        shard: ``(rank, world)``: this process takes every ``world``-th row from ``rank`` on; the weights are such that
-            gradients *averaged* over processes are those of the whole batch.
+        shard: ``(rank, world)``, the share of this process.
 
     """
 
@@ -71,36 +120,24 @@ class StepLoader:
         step: Callable[[], int],
         shard: tuple[int, int] = (0, 1),
     ) -> None:
+        super().__init__(step, shard)
         self._inputs = inputs
         self._targets = targets
         self._sizes = list(sizes)
         self._seeds = list(seeds)
         self._batch_size = batch_size
-        self._step = step
-        self._rank, self._world = shard
         self._steps = [1 if batch_size is None else -(-n // batch_size) for n in self._sizes]
         self._epochs = [-1] * len(self._sizes)
         self._shuffled = (inputs, targets)
         self._same_size = len(set(self._sizes)) == 1
 
+    @override
     def __len__(self) -> int:
         """Return the number of batches in an epoch of the member with most rows."""
         return max(self._steps)
 
-    def __iter__(self) -> Iterator[Batch]:
-        """Yield the batches of the coming steps, one Lightning epoch of them."""
-        for _ in range(len(self)):
-            yield self.batch(self._step())
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return nothing: the batches follow from the step. Its being there tells Lightning that it can resume."""
-        return {}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take nothing."""
-
+    @override
     def batch(self, step: int) -> Batch:
-        """Return the batch of step ``step``: inputs ``(E, B, ...)``, targets ``(E, B)``, weights where needed."""
         inputs, targets = self._epoch_of(step)
         if self._same_size:
             return self._shard(*self._slice(inputs, targets, step))
@@ -141,11 +178,43 @@ class StepLoader:
         weights = (position < count).to(torch.float64) / count
         return inputs[members, rows], targets[members, rows], weights
 
-    def _shard(self, inputs: Tensor, targets: Tensor, weights: Tensor | None) -> Batch:
-        if self._world == 1:
-            return Batch(inputs, targets, weights)
-        if weights is None:
-            device = targets.device
-            weights = torch.full(targets.shape, 1 / targets.shape[1], dtype=torch.float64, device=device)
-        mine = slice(self._rank, None, self._world)
-        return Batch(inputs[:, mine], targets[:, mine], weights[:, mine] * self._world)
+
+@final
+class FreshLoader(StepLoader):
+    """Batches that are drawn and never seen again, some steps' rows at once.
+
+    Args:
+        block: Returns the rows of block b, steps ``b * steps_of_block`` and the next: inputs ``(steps, E, B, ...)``
+            and targets ``(steps, E, B)``.
+        steps_of_block: Number of steps in a block.
+        length: Number of batches in what Lightning calls an epoch.
+        step: Returns the number of optimizer steps taken so far.
+        shard: ``(rank, world)``, the share of this process.
+
+    """
+
+    def __init__(
+        self,
+        block: Callable[[int], tuple[Tensor, Tensor]],
+        steps_of_block: int,
+        length: int,
+        step: Callable[[], int],
+        shard: tuple[int, int] = (0, 1),
+    ) -> None:
+        super().__init__(step, shard)
+        self._block = block
+        self._steps_of_block = steps_of_block
+        self._length = length
+        self._current: tuple[int, tuple[Tensor, Tensor]] | None = None
+
+    @override
+    def __len__(self) -> int:
+        return self._length
+
+    @override
+    def batch(self, step: int) -> Batch:
+        index, i = divmod(step, self._steps_of_block)
+        if self._current is None or self._current[0] != index:
+            self._current = (index, self._block(index))
+        inputs, targets = self._current[1]
+        return self._shard(inputs[i], targets[i], None)

@@ -1,17 +1,17 @@
 """Finite training sets: rows drawn once, trained on many times."""
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal, final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
-from grok_lightning.batch import Batch, take
-from grok_lightning.data.data import GrokData
-from grok_lightning.data.loader import RowLoader, StepLoader
+from grok_lightning.batch import Batch
+from grok_lightning.data.data import GrokData, SplitName
+from grok_lightning.data.loader import EpochLoader
 from grok_lightning.population import Coordinate, column, n_members, seeds
-from grok_lightning.tasks import SparseParity, Split, Task, split_rows
+from grok_lightning.tasks import Split, Task, split_rows
 
 __all__ = ["TableData"]
 
@@ -27,7 +27,7 @@ class TableData(GrokData):
     ``train_size``; ``label_noise``; those of the task.
 
     Args:
-        task: What to learn; by class path, ``SparseParity`` or one's own.
+        task: What to learn; by class path, ``SparseParity`` or one's own; ``null`` is (40, 3) parity.
         train_size: Number of training rows of a member.
         n_held_out: Number of held-out rows of a member; fewer where the task has no more.
         batch_size: Rows of a batch; ``null`` takes the whole training set, one step an epoch.
@@ -52,10 +52,9 @@ class TableData(GrokData):
         nested: bool = True,
         members: Mapping[str, Sequence[Coordinate]] | None = None,
     ) -> None:
-        super().__init__(members)
+        super().__init__(task, members)
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size: expected at least 1 (null takes all rows), got {batch_size}")
-        self.task = SparseParity() if task is None else task
         self.train_size = train_size
         self.n_held_out = n_held_out
         self.batch_size = batch_size
@@ -64,12 +63,10 @@ class TableData(GrokData):
         self.sizes = [_as_count(n) for n in column(self.members, "train_size", train_size)]
         # Split here, not in setup: rows are small and a number out of range is to be known before anything is written.
         self._splits = [self._split(e) for e in range(n_members(self.members))]
-        self._tables: dict[torch.device, tuple[Batch, Batch]] = {}
 
     def _split(self, e: int) -> Split:
-        own = {name: values[e] for name, values in self.members.items() if name in self.task.coordinates}
         return split_rows(
-            self.task.for_member(own),
+            self.task_of(e),
             seed=seeds(self.members, "data_seed")[e],
             train_size=self.sizes[e],
             n_held_out=self.n_held_out,
@@ -79,18 +76,9 @@ class TableData(GrokData):
 
     @property
     @override
-    def n_inputs(self) -> int:
-        return self.task.n_inputs
-
-    @property
-    @override
-    def n_outputs(self) -> int:
-        return self.task.n_outputs
-
-    @property
-    @override
-    def coordinates(self) -> frozenset[str]:
-        return self.own_coordinates | self.task.coordinates
+    def splits(self) -> tuple[SplitName, ...]:
+        held_out = any(len(split.held_out_targets) for split in self._splits)
+        return ("train", "held_out") if held_out else ("train",)
 
     @property
     @override
@@ -103,31 +91,10 @@ class TableData(GrokData):
         return max(self.sizes) if self.batch_size is None else min(self.batch_size, max(self.sizes))
 
     @override
-    def rows(self, split: Literal["train", "held_out"]) -> tuple[Tensor, Tensor]:
-        """Return inputs ``(E, N, ...)`` and labels without noise ``(E, N)``.
-
-        Raises:
-            ValueError: If members differ in their number of rows: a rectangle would need invented ones.
-
-        """
-        table = self._on_device()[split == "held_out"]
-        if table.weights is not None:
-            raise ValueError(f"rows: members differ in their number of {split} rows")
-        return table.inputs, table.targets if table.true_targets is None else table.true_targets
-
-    @override
-    def train_dataloader(self) -> StepLoader:
-        trainer = self.trainer
-        if trainer is None:
-            raise ValueError("train_dataloader: batches follow the Trainer's step; attach one first")
-        if trainer.accumulate_grad_batches != 1:
-            raise ValueError(
-                "accumulate_grad_batches: one batch is one optimizer step here; set data.batch_size instead"
-            )
-        if trainer.overfit_batches:  # type: ignore[attr-defined]  # set outside Trainer's own code
-            raise ValueError("overfit_batches: set data.train_size instead")
-        train, _ = self._on_device()
-        return StepLoader(
+    def train_dataloader(self) -> EpochLoader:
+        trainer = self.trainer_to_follow()
+        train = self._table("train")
+        return EpochLoader(
             train.inputs,
             train.targets,
             sizes=self.sizes,
@@ -138,36 +105,10 @@ class TableData(GrokData):
         )
 
     @override
-    def val_dataloader(self) -> list[RowLoader]:
-        return [self._row_loader(table) for table in self._on_device() if table.targets.shape[1]]
-
-    @override
-    def test_dataloader(self) -> list[RowLoader]:
-        return self._held_out()
-
-    @override
-    def predict_dataloader(self) -> list[RowLoader]:
-        return self._held_out()
-
-    def _held_out(self) -> list[RowLoader]:
-        _, held_out = self._on_device()
-        if not held_out.targets.shape[1]:
-            raise ValueError("there are no held-out rows: the training rows are the whole table")
-        return [self._row_loader(held_out)]
-
-    def _row_loader(self, table: Batch) -> RowLoader:
-        rank, world = (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
-        return RowLoader(take(table, slice(rank, None, world)))
-
-    def _on_device(self) -> tuple[Batch, Batch]:
-        device = torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
-        if device not in self._tables:
-            train = _stack([(s.inputs, s.targets, s.true_targets) for s in self._splits], device)
-            held_out = _stack(
-                [(s.held_out_inputs, s.held_out_targets, s.held_out_targets) for s in self._splits], device
-            )
-            self._tables = {device: (train, held_out)}
-        return self._tables[device]
+    def make_tables(self, device: torch.device) -> dict[SplitName, Batch]:
+        train = [(s.inputs, s.targets, s.true_targets) for s in self._splits]
+        held_out = [(s.held_out_inputs, s.held_out_targets, s.held_out_targets) for s in self._splits]
+        return {"train": _stack(train, device), "held_out": _stack(held_out, device)}
 
 
 def _as_count(value: Coordinate) -> int:

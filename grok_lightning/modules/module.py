@@ -24,7 +24,8 @@ from grok_lightning.population import Coordinate, Populated, as_members, check_c
 
 __all__ = ["GrokModule"]
 
-SPLITS = ("train", "val")
+PREFIXES = {"train": "train", "held_out": "val"}
+"""What the metrics of a split are called, before the slash."""
 IN_BAR = ("train/accuracy", "val/accuracy")
 
 
@@ -32,9 +33,10 @@ class GrokModule(LightningModule, ABC):
     """Trains the E members of a population in lockstep, by automatic optimization.
 
     The loss of a step is the *sum* over members of each member's own mean over rows, so that every member moves as it
-    would alone. Validation measures the rows that are trained on and the held-out rows, for every member; population
-    means are logged as ``train/loss``, ``train/accuracy``, ``val/loss``, ``val/accuracy`` (``val`` = held out) at the
-    number of optimizer steps taken, and ``train/true_accuracy`` beside them where labels are noisy.
+    would alone. Validation measures the rows that are trained on and the held-out rows, for every member, as far as the
+    data module has both; population means are logged as ``train/loss``, ``train/accuracy``, ``val/loss``,
+    ``val/accuracy`` (``val`` = held out) at the number of optimizer steps taken, and ``train/true_accuracy`` beside
+    them where labels are noisy.
 
     Coordinates: ``seed``; ``init_seed`` (initial weights; ``seed`` where not given); ``weight_decay`` (in place of the
     optimizer's).
@@ -70,7 +72,7 @@ class GrokModule(LightningModule, ABC):
         self.metrics = nn.ModuleDict(
             {
                 f"{split}_{name}": MemberMean(self.n_members)
-                for split in SPLITS
+                for split in PREFIXES.values()
                 for name in ("loss", "accuracy", "true_accuracy")
             }
         )
@@ -311,12 +313,12 @@ class GrokModule(LightningModule, ABC):
         training = self.training
         self.eval()
         limit, precision = self.trainer.limit_val_batches, self.trainer.precision_plugin
-        for index, loader in enumerate(datamodule.val_dataloader()):
+        for split, loader in zip(datamodule.splits, datamodule.val_dataloader(), strict=True):
             n_batches = limit if isinstance(limit, int) else int(len(loader) * limit)
             for batch in islice(loader, n_batches):
                 with precision.val_step_context():
                     batch = self.trainer.strategy.batch_to_device(precision.convert_input(batch))
-                    self._measure(batch, SPLITS[index])
+                    self._measure(batch, PREFIXES[split])
         self.train(training)
         return self._compute()
 
@@ -339,12 +341,16 @@ class GrokModule(LightningModule, ABC):
             logger.log_metrics({name: float(value) for name, value in means.items()}, step=step)
 
     def _split_of(self, dataloader_idx: int) -> str:
-        """Return the split of a validation loader: rows trained on come first; a stranger's only loader is held out."""
+        """Return what to call the metrics of a validation loader.
+
+        Of a stranger's loaders the first has the rows trained on; an only one has held-out rows.
+        """
+        datamodule = self._populated_data()
+        if datamodule is not None:
+            return PREFIXES[datamodule.splits[dataloader_idx]]
         loaders = self.trainer.val_dataloaders
         alone = not isinstance(loaders, list | tuple) or len(loaders) == 1
-        if alone and self._populated_data() is None:
-            return "val"
-        return SPLITS[min(dataloader_idx, 1)]
+        return "train" if dataloader_idx == 0 and not alone else "val"
 
     def _measure(self, batch: Batch | tuple[Tensor, Tensor] | list[Tensor], split: str) -> None:
         logits, rows = self._logits_of(batch)
@@ -362,7 +368,7 @@ class GrokModule(LightningModule, ABC):
     def _compute(self) -> dict[str, Tensor]:
         """Return the values of the metrics that saw rows, and make them ready for the next time."""
         values = {}
-        for split in SPLITS:
+        for split in PREFIXES.values():
             for name in ("loss", "accuracy", "true_accuracy"):
                 metric = self._metric(split, name)
                 if metric.update_called:

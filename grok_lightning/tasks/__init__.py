@@ -1,7 +1,8 @@
 """Algorithmic problems, pure torch: what the inputs are, which label each has, and how rows are split."""
 
+from grok_lightning.tasks.fresh import FreshRows
 from grok_lightning.tasks.parity import SparseParity
 from grok_lightning.tasks.split import Split, corrupt, split_rows
 from grok_lightning.tasks.task import Task
 
-__all__ = ["SparseParity", "Split", "Task", "corrupt", "split_rows"]
+__all__ = ["FreshRows", "SparseParity", "Split", "Task", "corrupt", "split_rows"]

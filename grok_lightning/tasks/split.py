@@ -8,7 +8,7 @@ from torch import Tensor
 from grok_lightning.population import stream
 from grok_lightning.tasks.task import Task
 
-__all__ = ["Split", "corrupt", "split_rows"]
+__all__ = ["Split", "corrupt", "draw_distinct", "row_keys", "split_rows"]
 
 
 class Split(NamedTuple):
@@ -64,8 +64,8 @@ def split_rows(
         n_held_out = min(n_held_out, size - train_size)
     suffix = "" if nested else f" of {train_size}"
     if table is None:
-        inputs = _draw_distinct(task, train_size, stream(seed, f"training rows{suffix}"), without=None)
-        held_out = _draw_distinct(task, n_held_out, stream(seed, "held-out rows"), without=inputs)
+        inputs = draw_distinct(task, train_size, stream(seed, f"training rows{suffix}"), without=None)
+        held_out = draw_distinct(task, n_held_out, stream(seed, "held-out rows"), without=inputs)
     else:
         order = torch.randperm(len(table), generator=stream(seed, f"training rows{suffix}"))
         inputs, rest = table[order[:train_size]], table[order[train_size:].sort().values]
@@ -104,16 +104,30 @@ def corrupt(targets: Tensor, n_outputs: int, share: float, generator: torch.Gene
     return noisy
 
 
-def _draw_distinct(task: Task, n_rows: int, generator: torch.Generator, without: Tensor | None) -> Tensor:
-    """Draw until there are ``n_rows`` distinct rows, none of them in ``without``; the order of drawing is kept."""
-    taken = {row.numpy().tobytes() for row in without} if without is not None else set()
+def draw_distinct(task: Task, n_rows: int, generator: torch.Generator, without: Tensor | None) -> Tensor:
+    """Draw until there are ``n_rows`` distinct rows, none of them in ``without``; the order of drawing is kept.
+
+    Args:
+        task: Draws the rows.
+        n_rows: N.
+        generator: Where they are drawn from.
+        without: ``(M, n_inputs)``, or ``None``.
+
+    Returns:
+        ``(N, n_inputs)``.
+
+    Raises:
+        ValueError: If a million draws find no new row.
+
+    """
+    taken = set(row_keys(without)) if without is not None else set()
     rows: list[Tensor] = []
     fruitless = 0
     while len(rows) < n_rows:
         before = len(rows)
         # A fixed number at a time: what is drawn first must not depend on how many are wanted.
-        for row in task.draw(1024, generator):
-            key = row.numpy().tobytes()
+        drawn = task.draw(1024, generator)
+        for row, key in zip(drawn, row_keys(drawn), strict=True):
             if key not in taken and len(rows) < n_rows:
                 taken.add(key)
                 rows.append(row)
@@ -121,3 +135,10 @@ def _draw_distinct(task: Task, n_rows: int, generator: torch.Generator, without:
         if fruitless == 1000:
             raise ValueError(f"{type(task).__name__}: drew a million rows and found no new one after {len(rows)}")
     return torch.stack(rows) if rows else task.draw(1024, generator)[:0]
+
+
+def row_keys(rows: Tensor) -> list[bytes]:
+    """Return the bytes of each of the rows ``(N, n)``, by which they are compared: 0.0 and −0.0 are not the same."""
+    array = rows.contiguous().numpy()
+    keys: list[bytes] = array.view(f"V{array.shape[1] * array.itemsize}").ravel().tolist()
+    return keys

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from grok_lightning.batch import Batch
-from grok_lightning.data import RowLoader, StepLoader
+from grok_lightning.data import EpochLoader, RowLoader
 
 
 def table(sizes):
@@ -17,7 +17,7 @@ def table(sizes):
 def loader(sizes, batch_size, seeds=None, shard=(0, 1), step=None):
     inputs, targets = table(sizes)
     seeds = list(range(len(sizes))) if seeds is None else seeds
-    return StepLoader(inputs, targets, sizes, seeds, batch_size, step or (lambda: 0), shard)
+    return EpochLoader(inputs, targets, sizes, seeds, batch_size, step or (lambda: 0), shard)
 
 
 def kept(batch):
@@ -79,7 +79,7 @@ def test_members_of_other_sizes_see_what_they_would_see_alone(batch_size):
     alone = []
     for e, (size, seed) in enumerate(zip(sizes, seeds, strict=True)):
         inputs, targets = (t[e : e + 1, :size] for t in table(sizes))
-        alone.append(StepLoader(inputs, targets, [size], [seed], batch_size, lambda: 0))
+        alone.append(EpochLoader(inputs, targets, [size], [seed], batch_size, lambda: 0))
     for step in range(25):
         batch = together.batch(step)
         for e, solo in enumerate(alone):
@@ -126,7 +126,7 @@ def test_iteration_follows_the_clock_for_the_length_of_the_longest_member():
 def test_the_tables_that_were_given_are_not_shuffled():
     inputs, targets = table([10, 7])
     before = inputs.clone(), targets.clone()
-    StepLoader(inputs, targets, [10, 7], [0, 1], 3, lambda: 0).batch(50)
+    EpochLoader(inputs, targets, [10, 7], [0, 1], 3, lambda: 0).batch(50)
     assert torch.equal(inputs, before[0])
     assert torch.equal(targets, before[1])
 
@@ -168,7 +168,7 @@ def test_gradients_averaged_over_processes_are_those_of_the_whole_batch(sizes, b
 
 def test_weights_of_whole_number_inputs_are_fractions():
     inputs = torch.arange(14).view(2, 7, 1)
-    batch = StepLoader(inputs, inputs[..., 0], [7, 3], [0, 1], None, lambda: 0).batch(0)
+    batch = EpochLoader(inputs, inputs[..., 0], [7, 3], [0, 1], None, lambda: 0).batch(0)
     assert batch.inputs.dtype == torch.int64
     assert batch.weights.is_floating_point()
     assert batch.weights[1].tolist() == pytest.approx([1 / 3] * 3 + [0.0] * 4)
@@ -200,7 +200,7 @@ def test_an_empty_shard_still_takes_part():
 
 def test_a_batch_that_is_kept_does_not_change_when_another_epoch_is_asked_for() -> None:
     inputs, targets = torch.arange(12.0).reshape(1, 12, 1), torch.ones(1, 12)
-    loader = StepLoader(inputs, targets, sizes=[12], seeds=[0], batch_size=4, step=lambda: 0)
+    loader = EpochLoader(inputs, targets, sizes=[12], seeds=[0], batch_size=4, step=lambda: 0)
     kept = loader.batch(0)
     before = kept.inputs.clone()
     loader.batch(9)

@@ -52,6 +52,7 @@ def validation(table):
 
 def test_validation_looks_at_the_rows_trained_on_and_then_at_the_held_out_ones():
     table = data(members={"seed": [0, 1, 2]})
+    assert table.splits == ("train", "held_out")
     train, held_out = validation(table)
     assert train.inputs.shape == (3, 40, 10)
     assert held_out.inputs.shape == (3, 50, 10)
@@ -82,6 +83,7 @@ def test_held_out_rows_are_as_many_as_asked_for_or_as_there_are(n_held_out, expe
 @pytest.mark.parametrize("options", [{"train_size": 64}, {"n_held_out": 0}])
 def test_without_held_out_rows_there_is_one_validation_loader_and_no_test(options):
     table = data(n=6, **options)
+    assert table.splits == ("train",)
     assert len(table.val_dataloader()) == 1
     for loaders in (table.test_dataloader, table.predict_dataloader):
         with pytest.raises(ValueError, match="no held-out rows"):

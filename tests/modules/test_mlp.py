@@ -10,9 +10,9 @@ from torch.optim import SGD, Adam
 from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
 from torch.utils.data import DataLoader, TensorDataset
 
-from grok_callbacks import LearningCurves, NeuronNormTracker
+from grok_callbacks import LearningCurves, NeuronNormTracker, Onset
 from grok_lightning.batch import Batch
-from grok_lightning.data import TableData
+from grok_lightning.data import OnlineData, TableData
 from grok_lightning.losses import hinge, squared
 from grok_lightning.modules import MLP, GrokModule
 from grok_lightning.tasks import SparseParity
@@ -376,6 +376,45 @@ def test_learning_curves_are_means_over_all_rows_of_all_members(label_noise):
     assert ("train/true_accuracy" in expected) is (label_noise > 0)
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     assert metrics == pytest.approx(expected, rel=1e-5)
+
+
+def test_metrics_are_named_for_the_splits_that_the_data_name(monkeypatch):
+    """In another order they are the same: a module that counted loaders instead would swap them."""
+    usual, curves = fit(small(), data(), max_epochs=2).callback_metrics, LearningCurves()
+    monkeypatch.setattr(TableData, "splits", ("held_out", "train"))
+    module = small()
+    # The curve at step 0 is not from Lightning's validation but from the module's own.
+    turned = fit(module, data(), max_epochs=2, callbacks=[curves]).callback_metrics
+    assert set(turned) == set(usual) == {"train/loss", "train/accuracy", "val/loss", "val/accuracy"}
+    for name, value in usual.items():
+        assert float(turned[name]) == pytest.approx(float(value), rel=1e-5)
+    assert float(usual["train/loss"]) != pytest.approx(float(usual["val/loss"]), rel=1e-3)
+    reference, _ = started(small())
+    for i, split in enumerate(["train", "held_out"]):
+        inputs, targets = data().rows(split)
+        losses = torch.clamp(1 - targets * reference(inputs.double()).squeeze(-1), min=0).mean(dim=1)
+        torch.testing.assert_close(curves.history["loss"][0, :, i], losses.detach(), rtol=1e-5, atol=1e-6)
+
+
+def test_without_rows_trained_on_there_are_held_out_metrics_alone():
+    members = {"seed": [0, 1, 2]}
+    rows = OnlineData(SparseParity(6, 2), batch_size=8, n_held_out=16, validate_every=4, members=members)
+    module, curves, onset = small(), LearningCurves(), Onset(memorised_above=0.0, generalised_from=0.0, dwell=0)
+    trainer = fit(module, rows, max_steps=12, callbacks=[curves, onset])
+    assert set(trainer.callback_metrics) == {"val/loss", "val/accuracy"}
+    assert curves.steps.tolist() == [0, 4, 8, 12]
+    for name in ("loss", "accuracy"):
+        train, held_out = curves.history[name].unbind(dim=2)
+        assert train.isnan().all()
+        assert held_out.isfinite().all()
+    inputs, targets = rows.rows("held_out")
+    for e in range(3):
+        logits = as_torch(module, e)(inputs[e].double())
+        right = (torch.sign(logits[:, 0]) == targets[e]).double().mean()
+        assert float(curves.history["accuracy"][-1, e, 1]) == pytest.approx(float(right))
+    found = onset.onsets()
+    assert found["memorised"].step.isnan().all()
+    assert found["generalised"].step.tolist() == [0, 0, 0]
 
 
 def test_a_loss_of_ones_own_is_taken():

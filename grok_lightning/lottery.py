@@ -1,0 +1,123 @@
+"""Lottery tickets: does a subnetwork, trained alone from its own initial weights, still generalise late?"""
+
+from typing import Literal, final
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+from typing_extensions import override
+
+from grok_callbacks import Intervention, Snapshots
+from grok_callbacks.functional import random_sets
+from grok_callbacks.monitor import find_weight
+from grok_callbacks.snapshots import state_of
+from grok_lightning.modules import GrokModule
+from grok_lightning.networks import Network
+from grok_lightning.population import seeds, stream
+from grok_lightning.runs import WEIGHTS, open_run
+
+__all__ = ["LotteryTicket"]
+
+Keep = Literal["generalizing", "complementary", "control"]
+
+
+@final
+class LotteryTicket(Intervention):
+    """Starts from the initial weights of a finished run, with only some of its neurons.
+
+    After Frankle and Carbin 2019 (arXiv 1803.03635); the code of Merrill, Tsilivis, Shukla 2023 (arXiv 2303.11873) has
+    such an experiment, which its paper does not report. Each member takes the initial weights of the member of that run
+    with the same seed, and keeps the neurons that the run's ``SubnetworkComparison`` found to generalise in its end
+    (``generalizing``), all others (``complementary``), or as many drawn at random (``control``). The weights into and
+    out of the other neurons, and their biases, are set to 0, where they stay: an activation that maps 0 to 0 passes
+    them neither a signal nor a gradient. The network trains as if it were as narrow, at the cost of the wide one.
+
+    The weights that are set to 0 are all that it changes: a resumed run goes on from its checkpoint.
+
+    Args:
+        layer: Dotted name of the layer of the neurons.
+        next_layer: Dotted name of the layer that reads them.
+        run: Directory of the run, or of an experiment for its newest run. It has kept the weights of step 0
+            (``WeightTrajectory``) and has a ``SubnetworkComparison``.
+        keep: Which neurons.
+        seed: Of the random sets.
+
+    Raises:
+        ValueError: If ``keep`` is unknown.
+
+    """
+
+    def __init__(
+        self, layer: str, next_layer: str, run: str = "runs/parity", keep: Keep = "generalizing", seed: int = 0
+    ) -> None:
+        if keep not in ("generalizing", "complementary", "control"):
+            raise ValueError(f"keep: expected 'generalizing', 'complementary' or 'control', got '{keep}'")
+        self.layer = layer
+        self.next_layer = next_layer
+        self.run = run
+        self.keep: Keep = keep
+        self.seed = seed
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.ckpt_path is not None:
+            return
+        if not isinstance(pl_module, GrokModule):
+            raise ValueError(f"LotteryTicket: expected a module with members, got {type(pl_module).__name__}")
+        weight = find_weight(pl_module, self.layer)
+        reader = find_weight(pl_module, self.next_layer, "next_layer")
+        if not isinstance(pl_module.network, Network):
+            raise ValueError(f"LotteryTicket: {type(pl_module.network).__name__} has no member axis")
+        if reader.shape[2] != weight.shape[1]:
+            raise ValueError(f"next_layer: '{self.next_layer}' reads {reader.shape[2]} inputs, not {weight.shape[1]}")
+        generalizing, initial = self._of_run(seeds(pl_module.members, "init_seed"))
+        if generalizing.shape[1] != weight.shape[1]:
+            raise ValueError(
+                f"LotteryTicket: {self.run} has {generalizing.shape[1]} neurons, '{self.layer}' has {weight.shape[1]}"
+            )
+        self._start(pl_module, initial, self._kept(generalizing))
+
+    def _of_run(self, wanted: list[int]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the generalizing neurons ``(E, neuron)`` and the initial weights of the members with these seeds."""
+        try:
+            run = open_run(self.run)
+            groups = [
+                group
+                for group in run.record.children.values()
+                if group.attrs["kind"] == "SubnetworkComparison" and group.attrs["layer"] == self.layer
+            ]
+        except OSError as error:
+            raise ValueError(f"LotteryTicket: {error}; train it first, with the config of that name") from error
+        if not groups:
+            raise ValueError(
+                f"LotteryTicket: {run.directory} has no SubnetworkComparison of layer '{self.layer}'; "
+                "it is made when a run ends"
+            )
+        group = groups[0].to_dataset()
+        theirs = group["init_seed" if "init_seed" in group.coords else "seed"].values.tolist()
+        if missing := sorted(set(wanted) - set(theirs)):
+            raise ValueError(f"LotteryTicket: {run.directory} has no member with seed {missing}, only {theirs}")
+        if 0 not in (kept := Snapshots(run.directory / WEIGHTS)):
+            raise ValueError(f"LotteryTicket: {run.directory} has no weights of step 0; a WeightTrajectory keeps them")
+        members = torch.tensor([theirs.index(seed) for seed in wanted])
+        initial = {name: value[members] for name, value in kept[0].items()}
+        return torch.as_tensor(group["generalizing"].values.astype(bool))[members], initial
+
+    def _kept(self, generalizing: Tensor) -> Tensor:
+        if self.keep == "control":
+            generator = stream(self.seed, "neurons of a control ticket")
+            return random_sets(generalizing.sum(dim=-1), generalizing.shape[1], 1, generator).squeeze(1)
+        return generalizing if self.keep == "generalizing" else ~generalizing
+
+    @torch.no_grad()
+    def _start(self, pl_module: GrokModule, initial: dict[str, Tensor], kept: Tensor) -> None:
+        live = state_of(pl_module)
+        for name, value in live.items():
+            if name not in initial or initial[name].shape != value.shape:
+                raise ValueError(f"LotteryTicket: the network of {self.run} is another one: '{name}' does not fit")
+            value.copy_(initial[name])
+        kept = kept.to(pl_module.device)
+        live[f"{self.layer}.weight"].mul_(kept.unsqueeze(-1))
+        live[f"{self.next_layer}.weight"].mul_(kept.unsqueeze(-2))
+        if f"{self.layer}.bias" in live:
+            live[f"{self.layer}.bias"].mul_(kept)
