@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import AbstractContextManager, nullcontext
-from itertools import pairwise
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -25,17 +25,20 @@ from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from typing_extensions import override
 
-from grok_callbacks import LearningCurves, Monitor, Onset, Schedule, callbacks_of
+from grok_callbacks import LearningCurves, Monitor, Onset, Schedule, WeightTrajectory, callbacks_of
 from grok_lightning import report
 from grok_lightning.data import GrokData
 from grok_lightning.errors import UserError, nearest, one_line
 from grok_lightning.modules import GrokModule
 from grok_lightning.population import check_consumed, members_table
+from grok_lightning.records import join_records
 from grok_lightning.runs import (
     CONFIG,
     RECORD,
+    WEIGHTS,
     LastCheckpoint,
     Recorder,
+    Run,
     checkpoint_fault,
     claim_directory,
     find_run,
@@ -54,9 +57,15 @@ PROGRAM = "python -m grok_lightning"
 RUNS = "runs"
 SUBCOMMANDS = ("fit", "validate", "test", "predict", "report")
 DESCRIPTION = (
-    "Study grokking. fit trains and leaves a run; report draws a run's figures and page again; validate, test and "
-    "predict look at a checkpoint."
+    "Study grokking. fit trains and leaves a run; report draws a run's figures and page again, or several runs beside "
+    "each other; validate, test and predict look at a checkpoint."
 )
+REPORT_USAGE = f"""usage: {PROGRAM} report [RUN ...]
+
+Draw the figures and the page of a run again; of the newest run without RUN. Of several runs, draw them over one
+another, on a page in a directory named compared, beside the experiment of the first.
+
+RUN is the directory of a run, or one above it for the newest run in it."""
 USERS = (ValueError, TypeError, RuntimeError, OSError, NotImplementedError, MisconfigurationException)
 """Errors that arguments cause; others, before training begins, are faults of a program and keep their traceback."""
 
@@ -223,6 +232,10 @@ class GrokCLI(LightningCLI):
         return trainer
 
     def _default_callbacks(self, chosen: Sequence[Callback], config: Namespace, directory: Path) -> list[Callback]:
+        for callback in chosen:
+            # Whatever the logger: where an opened run looks for them.
+            if isinstance(callback, WeightTrajectory) and callback.directory is None:
+                callback.directory = directory / WEIGHTS
         defaults = _missing_monitors(chosen)
         if config["enable_checkpointing"] is not False and not _has(chosen, LastCheckpoint):
             defaults.append(LastCheckpoint(directory))
@@ -393,16 +406,32 @@ def _check_words(argv: Sequence[str]) -> None:
 
 def _report(argv: Sequence[str]) -> None:
     if argv and argv[0] in ("-h", "--help"):
-        print(f"usage: {PROGRAM} report [RUN]\n\nDraw a run's figures and page; the newest run's without RUN.")  # noqa: T201
+        print(REPORT_USAGE)  # noqa: T201
         return
-    if len(argv) > 1:
-        raise UserError(f"report: expected one run, got {' '.join(argv)}")
     try:
-        run = open_run(find_run(Path(argv[0] if argv else RUNS)))
-        page = report.write_report(run.record, run.directory)
+        runs = [open_run(find_run(Path(argument))) for argument in argv or [RUNS]]
+        for run, other in combinations(runs, 2):
+            if run.directory.samefile(other.directory):
+                raise UserError(f"report: {other.directory} is given twice")
+        page = report.write_report(runs[0].record, runs[0].directory) if len(runs) == 1 else _compare(runs)
     except OSError as error:
         raise UserError(f"report: {error}") from error
     print(page)  # noqa: T201
+
+
+def _compare(runs: Sequence[Run]) -> Path:
+    """Write the page of several runs into ``compared/``, beside the experiment of the first."""
+    directories = [Path(os.path.abspath(run.directory)) for run in runs]
+    labels = _run_labels(directories)
+    records = {label: run.record for label, run in zip(labels, runs, strict=True)}
+    name = "+".join(label.replace("/", "-") for label in labels)
+    return report.write_comparison(records, join_records(records), directories[0].parent.parent / "compared" / name)
+
+
+def _run_labels(directories: Sequence[Path]) -> list[str]:
+    """Return the shortest of a run's experiment, experiment and version, and path, that no other run has."""
+    names = [(path.parent.name, f"{path.parent.name}/{path.name}", str(path)) for path in directories]
+    return [next(name for i, name in enumerate(own) if [other[i] for other in names].count(name) == 1) for own in names]
 
 
 def _members(population: Any) -> dict[str, list[int | float]]:

@@ -1,4 +1,4 @@
-"""The page of a run: what happened, in words, numbers and figures.
+"""The page of a run, or of several beside each other: what happened, in words, numbers and figures.
 
 One HTML file that needs nothing beside it: pictures are inside, there are no scripts, nothing is fetched. It is written
 from the record alone, so that it can be made again at any time.
@@ -7,7 +7,7 @@ from the record alone, so that it can be made again at any time.
 import base64
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -24,15 +24,33 @@ from grok_lightning.figures.curves import (
     last_accuracy,
     onset_sentences,
 )
-from grok_lightning.figures.reading import Clock, Onsets, groups_of_kind, member_coordinates, member_labels, read_onsets
+from grok_lightning.figures.reading import (
+    RUN,
+    Clock,
+    Onsets,
+    groups_of_kind,
+    member_coordinates,
+    member_labels,
+    read_onsets,
+)
 from grok_lightning.figures.style import remove_caption
 from grok_lightning.figures.words import decimals, number
 
-__all__ = ["verdict", "write_report"]
+__all__ = ["verdict", "write_comparison", "write_report"]
 
 DPI = 150
 # Told elsewhere on the page, or too long for a table.
 NOT_LISTED = ("config", "experiment", "kind")
+
+OUTCOMES = (
+    "memorised",
+    "held-out accuracy then",
+    "generalised",
+    "forgotten",
+    "training accuracy at the end",
+    "held-out accuracy at the end",
+)
+"""Columns of the table of members, after their coordinates."""
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1b1b1b; --paper: #ffffff; --quiet: #5d5d5d; --line: #d9d9d9;
@@ -78,18 +96,47 @@ def write_report(record: xr.DataTree, directory: str | os.PathLike[str]) -> Path
     Raises:
         OSError: If the directory cannot be written to.
     """
-    directory = Path(directory)
+    title = str(record.attrs.get("experiment", "")) or "run"
+    return _write_page(
+        record, Path(directory), title, _summary(record) + _members_table({title: record}), _more(record)
+    )
+
+
+def write_comparison(
+    records: Mapping[str, xr.DataTree], joined: xr.DataTree, directory: str | os.PathLike[str]
+) -> Path:
+    """Writes the figures of several runs, laid over one another, and the page that shows them.
+
+    Files and their names are those of `write_report`.
+
+    Args:
+        records: The records of the runs, by their labels: verdicts, members and configurations come from here.
+        joined: The same runs as members of one record, `grok_lightning.records.join_records(records)`: the figures come
+            from here.
+        directory: Where to; made when it does not exist.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        OSError: If the directory cannot be written to.
+    """
+    verdicts = "\n".join(f"<h2>{escape(label)}</h2>\n{_summary(record)}" for label, record in records.items())
+    more = "\n".join(_more(record, f" of {label}") for label, record in records.items())
+    return _write_page(joined, Path(directory), " + ".join(records), f"{verdicts}\n{_members_table(records)}", more)
+
+
+def _write_page(record: xr.DataTree, directory: Path, title: str, before: str, after: str) -> Path:
+    """Writes the figures of a record, and the page that has them between the sections before and after."""
     (directory / "figures").mkdir(parents=True, exist_ok=True)
-    pictures: list[tuple[FigureSpec, bytes]] = []
+    figures = []
     for spec in available(record):
         figure = spec.draw(record)
         _write(directory / "figures" / f"{spec.name}.png", _png(figure))
         remove_caption(figure)  # On the page the caption is text, which phones and screen readers can read.
-        pictures.append((spec, _png(figure)))
+        figures.append(_figure(record, spec, _png(figure)))
     path = directory / "report.html"
-    title = str(record.attrs.get("experiment", "")) or "run"
-    # Several runs on one page are several sections.
-    _write(path, _page(title, [_run_section(record, title, pictures)]).encode())
+    _write(path, _page(title, [before, *figures, after]).encode())
     return path
 
 
@@ -150,23 +197,15 @@ def _page(title: str, sections: Sequence[str]) -> str:
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>\n{STYLE}\n</style>\n</head>\n<body>\n"
-        + "\n".join(sections)
-        + "\n</body>\n</html>\n"
+        f"<title>{escape(title)}</title>\n<style>\n{STYLE}\n</style>\n</head>\n<body>\n<main>\n"
+        f"<h1>{escape(title)}</h1>\n" + "\n".join(section for section in sections if section) + "\n</main>\n"
+        "</body>\n</html>\n"
     )
 
 
-def _run_section(record: xr.DataTree, title: str, pictures: Sequence[tuple[FigureSpec, bytes]]) -> str:
-    parts = [
-        f"<h1>{escape(title)}</h1>",
-        f'<p class="quiet">{escape(_subtitle(record))}</p>',
-        f'<p class="verdict">{escape(verdict(record))}</p>',
-        _members_table(record),
-        *(_figure(record, spec, picture) for spec, picture in pictures),
-        _config(record),
-        _facts(record),
-    ]
-    return "<main>\n" + "\n".join(part for part in parts if part) + "\n</main>"
+def _summary(record: xr.DataTree) -> str:
+    """How long a run trained, and what it came to."""
+    return f'<p class="quiet">{escape(_subtitle(record))}</p>\n<p class="verdict">{escape(verdict(record))}</p>\n'
 
 
 def _subtitle(record: xr.DataTree) -> str:
@@ -182,13 +221,36 @@ def _subtitle(record: xr.DataTree) -> str:
     return ", ".join(parts)
 
 
-def _members_table(record: xr.DataTree) -> str:
-    """One row a member: its coordinates, its onsets, its accuracies; empty when no group says who the members are."""
+def _members_table(records: Mapping[str, xr.DataTree]) -> str:
+    """One row a member: its run, if there are several, its coordinates, its onsets, its accuracies.
+
+    Empty when no group says who the members are.
+    """
+    runs = {label: columns for label, record in records.items() if (columns := _member_columns(record))}
+    if not runs:
+        return ""
+    coordinates = dict.fromkeys(name for columns in runs.values() for name in columns if name not in OUTCOMES)
+    outcomes = [name for name in OUTCOMES if any(name in columns for columns in runs.values())]
+    sizes = {label: len(columns["member"]) for label, columns in runs.items()}
+    table = {RUN: [label for label, n in sizes.items() for _ in range(n)]} if len(records) > 1 else {}
+    for name in (*coordinates, *outcomes):
+        table[name] = [cell for label, columns in runs.items() for cell in columns.get(name, ["–"] * sizes[label])]
+    notes = {label: note for label, record in records.items() if (note := _thresholds(record))}
+    same = len(set(notes.values())) == 1
+    text = "".join(
+        f'\n<p class="quiet">{escape(note if same else f"{label}: {note}")}</p>'
+        for label, note in [*notes.items()][: 1 if same else None]
+    )
+    return f"<h2>Members</h2>\n{_table(table)}{text}"
+
+
+def _member_columns(record: xr.DataTree) -> dict[str, list[str]]:
+    """The columns of the members of one run; empty when no group says who they are."""
     curves = next(iter(groups_of_kind(record, "LearningCurves").values()), None)
     onset = next(iter(groups_of_kind(record, "Onset").values()), None)
     group = curves if curves is not None else onset
     if group is None:
-        return ""
+        return {}
     labels = member_labels(group)
     columns: dict[str, list[str]] = {"member": [number(label) for label in labels]}
     columns |= {name: [number(value) for value in values] for name, values in member_coordinates(group).items()}
@@ -196,17 +258,15 @@ def _members_table(record: xr.DataTree) -> str:
     clock = Clock.of(record)
     if onsets is not None:
         columns["memorised"] = _onset_cells(clock, onsets, "memorised")
-    if onsets is not None and curves is not None:
-        columns["held-out accuracy then"] = _accuracy_cells(accuracy_at_memorisation(record, curves))
-    if onsets is not None:
         columns["generalised"] = _onset_cells(clock, onsets, "generalised")
         if np.isfinite(onsets.step["forgotten"]).any():
             columns["forgotten"] = _onset_cells(clock, onsets, "forgotten")
     if curves is not None:
         columns["training accuracy at the end"] = _accuracy_cells(last_accuracy(curves, "train")[0])
         columns["held-out accuracy at the end"] = _accuracy_cells(last_accuracy(curves, "held_out")[0])
-    note = "" if onset is None else _thresholds(onset)
-    return f"<h2>Members</h2>\n{_table(columns)}{note}"
+        if onsets is not None:
+            columns["held-out accuracy then"] = _accuracy_cells(accuracy_at_memorisation(record, curves))
+    return columns
 
 
 def _onset_cells(clock: Clock, onsets: Onsets, event: str) -> list[str]:
@@ -223,9 +283,11 @@ def _accuracy_cells(values: NDArray[np.float64]) -> list[str]:
     return [decimals(float(value)) if np.isfinite(value) else "–" for value in values]
 
 
-def _thresholds(onset: xr.Dataset) -> str:
-    settings = ", ".join(f"{name} = {number(value)}" for name, value in onset.attrs.items() if name != "kind")
-    return f'\n<p class="quiet">Onsets were looked for with {escape(settings)}.</p>' if settings else ""
+def _thresholds(record: xr.DataTree) -> str:
+    onset = next(iter(groups_of_kind(record, "Onset").values()), None)
+    attributes = {} if onset is None else onset.attrs
+    settings = ", ".join(f"{name} = {number(value)}" for name, value in attributes.items() if name != "kind")
+    return f"Onsets were looked for with {settings}." if settings else ""
 
 
 def _table(columns: dict[str, list[str]]) -> str:
@@ -251,20 +313,21 @@ def _figure(record: xr.DataTree, spec: FigureSpec, picture: bytes) -> str:
     )
 
 
-def _config(record: xr.DataTree) -> str:
+def _more(record: xr.DataTree, of_run: str = "") -> str:
+    """What few readers want to see: the configuration; versions, commit, devices and what else was noted."""
+    parts = []
     config = str(record.attrs.get("config", ""))
-    if not config:
-        return ""
-    return f"<details>\n<summary>Configuration</summary>\n<pre>{escape(config)}</pre>\n</details>"
-
-
-def _facts(record: xr.DataTree) -> str:
-    """The other attributes of the record: versions, commit, devices and what else was noted."""
+    if config:
+        parts.append(_details(f"Configuration{of_run}", f"<pre>{escape(config)}</pre>"))
     facts: dict[str, Any] = {str(name): value for name, value in record.attrs.items() if name not in NOT_LISTED}
-    if not facts:
-        return ""
-    rows = "\n".join(
-        f'<tr><th scope="row" class="keep">{escape(name)}</th><td>{escape(number(value))}</td></tr>'
-        for name, value in facts.items()
-    )
-    return f"<details>\n<summary>Versions and other facts</summary>\n<table>\n{rows}\n</table>\n</details>"
+    if facts:
+        rows = "\n".join(
+            f'<tr><th scope="row" class="keep">{escape(name)}</th><td>{escape(number(value))}</td></tr>'
+            for name, value in facts.items()
+        )
+        parts.append(_details(f"Versions and other facts{of_run}", f"<table>\n{rows}\n</table>"))
+    return "\n".join(parts)
+
+
+def _details(summary: str, content: str) -> str:
+    return f"<details>\n<summary>{escape(summary)}</summary>\n{content}\n</details>"

@@ -1,5 +1,6 @@
 """Runs on disk: ``runs/<experiment>/version_N/``, what is written there, and opening it again."""
 
+import copy
 import os
 import pickle
 import platform
@@ -19,16 +20,20 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import xarray as xr
+import yaml
+from jsonargparse import ArgumentParser
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import rank_zero_info
 from typing_extensions import override
 
-from grok_callbacks import Monitor, callbacks_of
+from grok_callbacks import Monitor, Replay, Snapshots, callbacks_of
+from grok_callbacks.snapshots import state_of
 from grok_lightning.data import GrokData
+from grok_lightning.errors import one_line
 from grok_lightning.modules import GrokModule
 from grok_lightning.networks import Network
-from grok_lightning.records import build_record, read_record, write_record
+from grok_lightning.records import build_group, build_record, read_record, write_record
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,6 +43,7 @@ __all__ = ["LastCheckpoint", "Recorder", "Run", "open_run"]
 RECORD = "records.nc"
 CONFIG = "config.yaml"
 CHECKPOINTS = "checkpoints"
+WEIGHTS = "weights"
 
 
 class Run:
@@ -88,32 +94,99 @@ class Run:
     def network(
         self, step: int | None = None, member: int = 0, module_class: type[GrokModule] | None = None
     ) -> Network:
-        """Return the network of a member, with the weights of a checkpoint.
+        """Return the network of a member, with the weights of a checkpoint or of a :class:`WeightTrajectory`.
 
         Args:
-            step: Number of optimizer steps; the newest checkpoint if ``None``.
+            step: Number of optimizer steps; that of the newest checkpoint if ``None``.
             member: Index of the member.
             module_class: Class of the module; needed only if the run was not started from the command line.
 
         Raises:
-            FileNotFoundError: If there is no checkpoint of that step; the message names those that there are.
+            FileNotFoundError: If there are no weights of that step; the message names the steps that there are.
             IndexError: If there is no such member.
             ValueError: If the module's class is neither given nor imported.
 
         """
         found: dict[int, Path] = {}
-        classes: dict[int, str] = {}
         for path in whole_checkpoints(self.directory / CHECKPOINTS):
-            content = torch.load(path, weights_only=True, map_location="cpu")
-            found.setdefault(int(content["global_step"]), path)
-            classes.setdefault(int(content["global_step"]), content.get("hyper_parameters", {}).get("_class_path", ""))
+            found.setdefault(_step_of(path), path)
+        kept = Snapshots(self.directory / WEIGHTS)
         wanted = max(found, default=None) if step is None else step
-        if wanted is None or wanted not in found:
+        if wanted is None or wanted not in {*found, *kept}:
+            what = "no whole checkpoint" if step is None else f"no weights of step {step}"
             raise FileNotFoundError(
-                f"{self.directory} has no checkpoint of step {step}; it has those of {sorted(found) or 'none'}"
+                f"{self.directory} has {what}; it has weights of steps {sorted({*found, *kept}) or 'none'}"
             )
-        kind = module_class or _imported_module(classes[wanted])
-        return kind.load_from_checkpoint(found[wanted], map_location="cpu", weights_only=True).member(member)
+        # The checkpoint says what the network is, whatever step it is of.
+        module = _load_module(found[wanted] if wanted in found else self._last_checkpoint(), module_class)
+        if wanted not in found:
+            module.load_state_dict(dict(kept[wanted]))
+        return module.member(member)
+
+    def measure(self, monitor: Monitor, module_class: type[GrokModule] | None = None, keep: bool = False) -> xr.Dataset:
+        """Let a monitor look back at this run: the values are those that it would have measured during training.
+
+        It measures at every step of which a :class:`WeightTrajectory` kept the weights, whatever its schedule, and at
+        that of the newest checkpoint. The data are made anew from the run's configuration, which imports what it names:
+        measure only runs whose configuration you would run.
+
+        Args:
+            monitor: Any monitor; what it had measured is forgotten.
+            module_class: Class of the module; needed only if the run was not started from the command line.
+            keep: Whether to write the result into the run's record too, in place of a group of the same name; figures
+                and page then show it (``python -m grok_lightning report``).
+
+        Returns:
+            The monitor's group of the record: arrays with dimensions ``step``, ``member`` and its own.
+
+        Raises:
+            FileNotFoundError: If the run has no whole checkpoint or no configuration, or no record to keep it in.
+            ValueError: If the monitor does not fit the model, or has nothing to measure; or if the data cannot be made.
+
+        """
+        last = self._last_checkpoint()
+        module = _load_module(last, module_class)
+        trainer = Replay(module, self._datamodule(module))
+        snapshots = Snapshots(self.directory / WEIGHTS, {_step_of(last): copy.deepcopy(state_of(module))})
+        monitor.look_back(trainer, module, snapshots)
+        group = build_group(monitor, module.members)
+        if group is None:
+            raise ValueError(f"{type(monitor).__name__} had nothing to measure in {self.directory}")
+        if keep:
+            record = self.record
+            record[monitor.name] = xr.DataTree(group)
+            write_record(record, self.directory / RECORD)
+        return group
+
+    def _last_checkpoint(self) -> Path:
+        path = next(whole_checkpoints(self.directory / CHECKPOINTS), None)
+        if path is None:
+            raise FileNotFoundError(f"{self.directory} has no whole checkpoint")
+        return path
+
+    def _datamodule(self, module: GrokModule) -> GrokData:
+        path = self.directory / CONFIG
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: without a configuration it is not known what the data were")
+        parser = ArgumentParser(exit_on_error=False)
+        parser.add_subclass_arguments(GrokData, "data")
+        try:
+            data = yaml.safe_load(path.read_text())["data"]
+            data.setdefault("init_args", {})["members"] = module.members
+            made: GrokData = parser.instantiate_classes(parser.parse_object({"data": data})).data
+        except Exception as error:  # of YAML, of jsonargparse, and of whatever the configuration names
+            raise ValueError(f"{path}: the data cannot be made from it: {one_line(str(error))}") from error
+        return made
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(torch.load(checkpoint, weights_only=True, map_location="cpu")["global_step"])
+
+
+def _load_module(checkpoint: Path, module_class: type[GrokModule] | None) -> GrokModule:
+    content = torch.load(checkpoint, weights_only=True, map_location="cpu")
+    kind = module_class or _imported_module(content.get("hyper_parameters", {}).get("_class_path", ""))
+    return kind.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True)
 
 
 def _imported_module(class_path: str) -> type[GrokModule]:

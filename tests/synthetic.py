@@ -76,6 +76,76 @@ def neuron_norms(epochs, memorised, generalised, coordinates, *, neurons=200, ev
     )
 
 
+RULES = ["predictions", "accuracy"]
+SETS = ["generalizing", "complementary", "control"]
+BY = 0.87  # Of the epoch of generalisation: where the fall of the size has its middle.
+
+
+def sparse_subnetwork(epochs, memorised, generalised, coordinates, *, neurons=200, every=5, seed=0):
+    """Dataset `size`, `active`: all neurons but a few at first, then six to nine of them, which go up and down."""
+    rng = np.random.default_rng(seed)
+    t = np.arange(0, epochs + 1, every)[:, None]
+    n = len(memorised)
+    fallen = sigmoid((t - BY * np.asarray(generalised)) / (0.04 * np.asarray(generalised)))
+    few = 6 + rng.integers(0, 4, (len(t), n)) + 8 * (rng.random((len(t), n)) < 0.07)
+    by_predictions = np.round(np.exp((1 - fallen) * np.log(0.99 * neurons) + fallen * np.log(few)))
+    # Before memorisation a few neurons have the accuracy of the whole network by luck.
+    lucky = (t < np.asarray(memorised)) * (rng.random((len(t), n)) < 0.6)
+    by_accuracy = np.round(np.where(lucky, rng.integers(5, 60, (len(t), n)), 1 + (by_predictions - 1) * 0.6))
+    by_accuracy = np.where(fallen > 0.99, by_predictions, by_accuracy)
+    order = np.stack([rng.permutation(neurons) for _ in range(n)])
+    active = order[None] < by_predictions[:, :, None]
+    return xr.Dataset(
+        {
+            "size": (("step", "member", "rule"), np.stack([by_predictions, by_accuracy], axis=-1)),
+            "active": (("step", "member", "neuron"), active),
+        },
+        coords=_coordinates(n, coordinates) | {"step": t.ravel() * STEPS_PER_EPOCH, "rule": RULES},
+        attrs={"kind": "SparseSubnetworkExtractor", "layer": "network.fc1", "rule": "predictions"},
+    )
+
+
+def subnetworks(epochs, memorised, generalised, coordinates, *, neurons=200, every=5, seed=0):
+    """Dataset of three sets: one grows and takes over, the others decay; the sizes are 7, 8, 7, 9, 7, ..."""
+    rng = np.random.default_rng(seed)
+    t = np.arange(0, epochs + 1, every)[:, None]
+    n = len(memorised)
+    at = np.asarray(generalised)
+    size = np.resize([7, 8, 7, 9, 7], n)
+    rest = 0.577 * np.exp(-t / (60 + 8 * rng.random(n))) + 0.012
+    grown = sigmoid((t - 0.85 * at) / (0.09 * at))
+    norm = np.stack([1.02 * rest + 0.9 * grown, rest, rest * (1 + 0.06 * rng.standard_normal((len(t), n)))], axis=-1)
+    agrees = sigmoid((t - 0.8 * at) / (0.08 * at))
+    level = 0.6 + 0.1 * rng.random(n)
+    held_out = np.stack([0.5 + 0.5 * agrees, 0.96 - (0.96 - level) * agrees, 0.55 + 0 * agrees], axis=-1)
+    train = np.stack([0.55 + 0.45 * agrees, 1 - (1 - level) * agrees, 0.52 + 0 * agrees], axis=-1)
+    agreement = np.clip(np.stack([train, held_out], axis=2) + 0.01 * rng.standard_normal((len(t), n, 2, 3)), 0, 1)
+    ends = np.array([3.0, 3.0, 9.0, 12.0])
+    sensitivity = ends + (np.array([16.0, 14.0, 16.0, 15.0]) - ends) * (1 - agrees[..., None])
+    chosen = np.zeros((n, neurons), dtype=bool)
+    for member in range(n):
+        chosen[member, rng.choice(neurons, size[member], replace=False)] = True
+    dims = ("step", "member")
+    return xr.Dataset(
+        {
+            "norm": ((*dims, "set"), norm),
+            "agreement": ((*dims, "split", "set"), agreement),
+            "sensitivity": ((*dims, "network"), sensitivity),
+            "overlap": (dims, np.round(grown * size).astype(np.int64)),
+            "generalizing": (("member", "neuron"), chosen),
+            "size": (("member",), size),
+        },
+        coords=_coordinates(n, coordinates)
+        | {
+            "step": t.ravel() * STEPS_PER_EPOCH,
+            "set": SETS,
+            "split": ["train", "held_out"],
+            "network": ["full", *SETS],
+        },
+        attrs={"kind": "SubnetworkComparison", "layer": "network.fc1", "choose": "last", "controls": 20, "top": 10},
+    )
+
+
 def record(groups, **attrs):
     """A record of these groups, by name."""
     root = {
@@ -102,6 +172,8 @@ def parity_record(*, members=5, epochs=300, neurons=200):
             "onset": onsets(
                 memorised * STEPS_PER_EPOCH, generalised * STEPS_PER_EPOCH, epochs * STEPS_PER_EPOCH, seeds
             ),
+            "sparse_subnetwork": sparse_subnetwork(epochs, memorised, generalised, seeds, neurons=neurons),
+            "subnetworks": subnetworks(epochs, memorised, generalised, seeds, neurons=neurons),
             "neurons": neuron_norms(epochs, memorised, generalised, seeds, neurons=neurons),
         },
         n_members=members,
@@ -121,6 +193,8 @@ def sweep_record(settings=3, repeats=3, *, epochs=300):
         {
             "curves": curves(epochs, memorised, generalised, coordinates),
             "onset": onsets(memorised * STEPS_PER_EPOCH, steps, epochs * STEPS_PER_EPOCH, coordinates),
+            "sparse_subnetwork": sparse_subnetwork(epochs, memorised, generalised, coordinates),
+            "subnetworks": subnetworks(epochs, memorised, generalised, coordinates),
             "neurons": neuron_norms(epochs, memorised, generalised, coordinates),
         },
         n_members=len(decay),

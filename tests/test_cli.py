@@ -17,10 +17,11 @@ import torch
 import yaml
 from lightning.pytorch.accelerators import MPSAccelerator
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from xarray import DataTree
 
 from grok_lightning import report, runs
 from grok_lightning.cli import main
-from grok_lightning.records import read_record
+from grok_lightning.records import build_record, read_record, write_record
 
 CONFIG = """
 model:
@@ -985,6 +986,110 @@ def test_report_takes_the_newest_run_or_the_one_that_is_named(
 )
 def test_report_without_a_run_is_told(capsys: pytest.CaptureFixture[str], arguments: list[str], says: str) -> None:
     assert says in complaint(capsys, "report", *arguments)
+
+
+def made_run(directory: str, **attributes: object) -> Path:
+    """Write a record as a run leaves it, without the run."""
+    Path(directory).mkdir(parents=True)
+    write_record(
+        build_record([], None, {"status": "finished", "last_step": 4, **attributes}), Path(directory, "records.nc")
+    )
+    return Path(directory)
+
+
+def test_report_of_several_runs_is_a_page_beside_their_experiments(
+    capsys: pytest.CaptureFixture[str], folder: Path
+) -> None:
+    fit("--experiment=a")
+    fit("--experiment=b", "--data.batch_size=16")
+    before = contents(folder)
+    capsys.readouterr()
+    main(["report", "runs/a", "runs/b/version_0"])
+    page = folder / "runs" / "compared" / "a+b" / "report.html"
+    assert capsys.readouterr().out.strip() == str(page)
+    text = page.read_text(encoding="utf-8")
+    assert "<h1>a + b</h1>" in text
+    assert "<h2>a</h2>" in text
+    assert "optimizer step" not in text  # Which is in the picture: epochs of 4 and of 2 steps have no common clock.
+    assert "Configuration of b" in text
+    assert [path.name for path in (page.parent / "figures").iterdir()] == ["curves.png"]
+    assert {name: content for name, content in contents(folder).items() if "compared" not in name} == before
+    # A page of several runs is none itself.
+    main(["report"])
+    assert capsys.readouterr().out.strip() == "runs/b/version_0/report.html"
+
+
+@pytest.mark.parametrize(
+    ("runs_given", "labels", "name"),
+    [
+        (["runs/a/version_0", "runs/b/version_3"], ["a", "b"], "a+b"),
+        (["runs/a/version_0", "runs/a/version_1"], ["a/version_0", "a/version_1"], "a-version_0+a-version_1"),
+        (["runs/b/version_3", "runs/a/version_0", "runs/a/version_1"], ["b", "a/version_0", "a/version_1"], None),
+    ],
+    ids=["experiments", "versions", "three"],
+)
+def test_runs_are_labelled_by_what_tells_them_apart(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, runs_given: list[str], labels: list[str], name: str | None
+) -> None:
+    for i, directory in enumerate(runs_given):
+        made_run(directory, last_step=i)
+    drawn: list[tuple[list[tuple[str, int]], str, Path]] = []
+
+    def write_comparison(records: dict[str, DataTree], joined: DataTree, directory: Path) -> Path:
+        steps = [(label, record.attrs["last_step"]) for label, record in records.items()]
+        drawn.append((steps, joined.attrs["experiment"], directory))
+        return directory
+
+    monkeypatch.setattr(report, "write_comparison", write_comparison)
+    main(["report", *runs_given])
+    monkeypatch.chdir(runs_given[0])
+    main(["report", ".", *(str(folder / run) for run in runs_given[1:])])
+    [(steps, experiment, directory), again] = drawn
+    assert steps == [(label, i) for i, label in enumerate(labels)]
+    assert experiment == " + ".join(labels)
+    assert directory == folder / "runs" / "compared" / (name or "b+a-version_0+a-version_1")
+    assert again == (steps, experiment, directory)
+
+
+def test_runs_of_one_name_in_different_folders_are_labelled_by_their_paths(
+    capsys: pytest.CaptureFixture[str], folder: Path
+) -> None:
+    made_run("here/a/version_0"), made_run("there/a/version_0")
+    main(["report", "here", "there"])
+    label = str(folder).replace("/", "-")
+    page = Path(f"here/compared/{label}-here-a-version_0+{label}-there-a-version_0/report.html")
+    assert page.is_file()
+    assert str(page) in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["runs/a", "runs/a/version_0"], "report: runs/a/version_0 is given twice"),
+        (["runs/a", "runs/b", "link"], "link is given twice"),
+        (["runs/a", "nonsense"], "no run in nonsense"),
+        (["runs/compared", "runs/a"], "no run in runs/compared"),
+        (["runs/a", "runs/c"], "no record"),
+    ],
+    ids=str,
+)
+def test_runs_that_cannot_be_compared_are_told(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], says: str
+) -> None:
+    made_run("runs/a/version_0"), made_run("runs/b/version_0")
+    Path("link").symlink_to("runs/b/version_0")
+    Path("runs/compared/version_0+version_1").mkdir(parents=True)
+    Path("runs/compared/version_0+version_1/report.html").write_text("")
+    Path("runs/c/version_0").mkdir(parents=True)
+    Path("runs/c/version_0/config.yaml").write_text(CONFIG)
+    assert says in complaint(capsys, "report", *arguments)
+
+
+def test_report_says_how_it_is_used(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["report", "--help"])
+    said = capsys.readouterr().out
+    assert "report [RUN ...]" in said
+    assert "several runs" in said
 
 
 @pytest.mark.parametrize("content", [b"", b"no netCDF"], ids=["empty", "not a record"])

@@ -8,7 +8,7 @@ import torch
 import xarray as xr
 
 from grok_callbacks import EveryNSteps, Monitor
-from grok_lightning.records import build_record, read_record, write_record
+from grok_lightning.records import build_record, join_records, read_record, write_record
 
 STEPS = [0, 3, 6]
 MEMBERS = {"seed": [5, 7], "weight_decay": [0.0, 0.5]}
@@ -139,3 +139,150 @@ def test_a_record_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatc
 def test_a_missing_record_is_told_with_its_place(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no record at .*nowhere"):
         read_record(tmp_path / "nowhere" / "records.nc")
+
+
+# Several runs as one record
+
+
+def run(steps=(0, 10, 20), members=2, neurons=3, labels=("train", "held_out"), attributes=None, **coordinates):
+    """Return a record with a group over steps and one that also has arrays without steps; all values differ."""
+    n_values = len(steps) * members * len(labels)
+    accuracy = np.arange(n_values, dtype=np.float32).reshape(len(steps), members, len(labels))
+    active = np.arange(len(steps) * members * neurons).reshape(len(steps), members, neurons) % 2 == 0
+    coordinates = {"member": np.arange(members)} | {name: ("member", values) for name, values in coordinates.items()}
+    timed = coordinates | {"step": np.asarray(steps, dtype=np.int64)}
+    groups = {
+        "/": xr.Dataset(attrs={"experiment": "x", "config": "a: 1", "torch": "2.13"} | (attributes or {})),
+        "/curves": xr.Dataset(
+            {"accuracy": (("step", "member", "split"), accuracy)},
+            coords=timed | {"split": list(labels)},
+            attrs={"kind": "LearningCurves", "unit": "rows"},
+        ),
+        "/sets": xr.Dataset(
+            {
+                "active": (("step", "member", "neuron"), active),
+                "overlap": (("step", "member"), np.arange(len(steps) * members).reshape(len(steps), members)),
+                "generalizing": (("member", "neuron"), active[0]),
+                "size": (("member",), active[0].sum(axis=-1)),
+            },
+            coords=timed,
+            attrs={"kind": "SubnetworkComparison", "layer": f"of {neurons}"},
+        ),
+    }
+    return xr.DataTree.from_dict(groups)
+
+
+RUNS = {
+    "a": ((0, 10, 20), 2, 3, ("train", "held_out")),
+    "b": ((0, 7, 20, 30), 3, 5, ("train",)),
+    "c": ((5,), 1, 4, ("held_out", "train", "all")),
+}
+
+
+def test_runs_lie_side_by_side_and_each_keeps_its_values():
+    records = {label: run(*shape) for label, shape in RUNS.items()}
+    joined = join_records(records)
+    curves, sets = joined["curves"].to_dataset(), joined["sets"].to_dataset()
+    assert curves["step"].values.tolist() == sets["step"].values.tolist() == [0, 5, 7, 10, 20, 30]
+    assert curves["step"].dtype == np.int64
+    assert curves["split"].values.tolist() == ["train", "held_out", "all"]
+    assert sets.sizes["neuron"] == 5
+    assert "neuron" not in sets.coords
+    for group in (curves, sets):
+        assert group["member"].values.tolist() == list(range(6))
+        assert group["run"].values.tolist() == ["a", "a", "b", "b", "b", "c"]
+    first = 0
+    for label, (steps, members, neurons, splits) in RUNS.items():
+        own = slice(first, first + members)
+        first += members
+        original = records[label]
+        found = curves["accuracy"].isel(member=own)
+        known = found.sel(step=list(steps), split=list(splits)).transpose("step", "member", "split")
+        np.testing.assert_array_equal(known, original["curves/accuracy"])
+        assert int(found.notnull().sum()) == original["curves/accuracy"].size
+        for name in ("active", "overlap", "generalizing", "size"):
+            array = original["sets"][name]
+            part = sets[name].isel(member=own).transpose(*array.dims)
+            assert int(part.notnull().sum()) == array.size, name
+            part = part.sel(step=list(steps)) if "step" in array.dims else part
+            part = part.isel(neuron=slice(neurons)) if "neuron" in array.dims else part
+            np.testing.assert_array_equal(part, array, err_msg=name)
+    assert sets["size"].dims == ("member",)
+    assert sets["active"].dtype == np.float32
+
+
+def test_attributes_stay_where_they_are_the_same():
+    one = run(attributes={"steps_per_epoch": 32, "n_members": 2, "last_step": 20, "status": "finished"})
+    two = run((0, 5), 3, 4, attributes={"steps_per_epoch": 32, "n_members": 3, "last_step": 5, "status": "stopped"})
+    joined = join_records({"one": one, "two": two})
+    assert joined.attrs == {
+        "experiment": "one + two",
+        "torch": "2.13",
+        "steps_per_epoch": 32,
+        "n_members": 5,
+        "last_step": 20,
+    }
+    assert joined["curves"].attrs == {"kind": "LearningCurves", "unit": "rows"}
+    assert joined["sets"].attrs == {"kind": "SubnetworkComparison"}
+    two.attrs["steps_per_epoch"] = 16
+    assert join_records({"one": one, "two": two}).attrs["steps_per_epoch"] == 0
+    del two.attrs["steps_per_epoch"]
+    assert join_records({"one": one, "two": two}).attrs["steps_per_epoch"] == 0
+
+
+def test_coordinates_that_only_some_runs_have_are_empty_for_the_others():
+    joined = join_records({"a": run(seed=[0, 1]), "b": run(seed=[0, 1], weight_decay=[0.5, 0.1], note=["x", "y"])})
+    curves = joined["curves"].to_dataset()
+    assert curves["seed"].values.tolist() == [0, 1, 0, 1]
+    np.testing.assert_array_equal(curves["weight_decay"], [np.nan, np.nan, 0.5, 0.1])
+    assert curves["note"].values.tolist() == ["", "", "x", "y"]
+
+
+def test_a_group_that_a_run_lacks_is_without_its_members():
+    partial = run(members=2)
+    del partial["sets"]
+    joined = join_records({"a": run(members=2), "b": partial, "c": run(members=1)})
+    assert joined["curves"]["member"].values.tolist() == [0, 1, 2, 3, 4]
+    assert joined["sets"]["member"].values.tolist() == [0, 1, 4]
+    assert joined["sets"]["run"].values.tolist() == ["a", "a", "c"]
+    np.testing.assert_array_equal(joined["sets"]["overlap"].sel(member=4), run(members=1)["sets/overlap"][:, 0])
+
+
+def test_a_member_has_one_number_in_all_groups_of_its_run():
+    second = run(members=3)
+    second["sets"] = second["sets"].to_dataset().isel(member=[2, 0])
+    joined = join_records({"a": run(members=2), "b": second})
+    assert joined["curves"]["member"].values.tolist() == [0, 1, 2, 3, 4]
+    assert joined["sets"]["member"].values.tolist() == [0, 1, 4, 2]
+    np.testing.assert_array_equal(joined["sets"]["overlap"].sel(member=4), run(members=3)["sets/overlap"][:, 2])
+
+
+def test_groups_of_one_name_and_different_kinds_stay_apart():
+    other = run(members=1)
+    other["curves"].attrs["kind"] = "Onset"
+    joined = join_records({"a": run(members=2), "b": other})
+    assert joined["curves"].sizes["member"] == 2
+    assert joined["curves_Onset"]["member"].values.tolist() == [2]
+    assert joined["curves_Onset"].attrs["kind"] == "Onset"
+
+
+def test_a_joined_record_can_be_written_and_read(tmp_path):
+    joined = join_records({label: run(*shape) for label, shape in RUNS.items()})
+    write_record(joined, tmp_path / "records.nc")
+    xr.testing.assert_equal(read_record(tmp_path / "records.nc"), joined)
+
+
+def test_runs_that_were_measured_alike_are_joined_without_a_gap():
+    joined = join_records({"a": run(), "b": run()})
+    for group in joined.children.values():
+        assert all(array.notnull().all() for array in group.data_vars.values())
+    assert joined["sets"]["overlap"].dtype == np.int64
+
+
+def test_what_cannot_be_joined_is_refused():
+    with pytest.raises(ValueError, match="at least one"):
+        join_records({})
+    joined = join_records({"a": run(), "b": run()})
+    with pytest.raises(ValueError, match="both: is joined of several runs already"):
+        join_records({"both": joined, "c": run()})
+    assert not join_records({"a": build_record([], None, {}), "b": build_record([], None, {})}).children

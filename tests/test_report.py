@@ -11,9 +11,24 @@ import synthetic
 import xarray as xr
 
 from grok_lightning import report
-from grok_lightning.report import verdict, write_report
+from grok_lightning.records import join_records
+from grok_lightning.report import verdict, write_comparison, write_report
 
+TITLES = ["Accuracy and loss", "Effective sparsity", "Subnetworks", "Norms of the neurons"]
+FILES = {"curves.png", "effective_sparsity.png", "subnetworks.png", "neuron_norms.png"}
 VOID = {"meta", "img", "br", "link"}
+
+
+@pytest.fixture(autouse=True)
+def coarse(monkeypatch):
+    """Draw in few dots, which takes less time."""
+    monkeypatch.setattr(report, "DPI", 30)
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Draw nothing: the words of a page do not depend on it."""
+    monkeypatch.setattr(report, "available", lambda record: ())
 
 
 class Page(HTMLParser):
@@ -62,19 +77,19 @@ def replaced(record, **groups):
 
 def test_the_page_has_each_figure_once_and_fetches_nothing(tmp_path):
     page, text = written(synthetic.parity_record(), tmp_path)
-    assert [image["alt"].split(":")[0] for image in page.images] == ["Accuracy and loss", "Norms of the neurons"]
+    assert [image["alt"].split(":")[0] for image in page.images] == TITLES
     assert page.links
     assert all(link.startswith("data:image/png;base64,") for link in page.links)
     pictures = [base64.b64decode(link.removeprefix("data:image/png;base64,"), validate=True) for link in page.links]
     assert all(picture.startswith(b"\x89PNG\r\n") for picture in pictures)
-    assert len(set(pictures)) == 2
+    assert len(set(pictures)) == 4
     assert "script" not in page.tags
     assert not re.search(r"https?://|url\(|@import", text)
-    assert {path.name for path in (tmp_path / "figures").iterdir()} == {"curves.png", "neuron_norms.png"}
+    assert {path.name for path in (tmp_path / "figures").iterdir()} == FILES
     assert {path.name for path in tmp_path.iterdir()} == {"figures", "report.html"}
 
 
-def test_the_table_has_the_numbers_of_the_record(tmp_path):
+def test_the_table_has_the_numbers_of_the_record(tmp_path, undrawn):
     record = synthetic.parity_record()
     onset = record["onset"].to_dataset()
     onset["step"].loc[{"event": "generalised", "member": 1}] = np.nan
@@ -119,7 +134,7 @@ def test_a_nasty_name_is_text_and_not_markup(tmp_path):
     assert page.text.count(nasty) >= 4
 
 
-def test_config_and_versions_are_on_the_page(tmp_path):
+def test_config_and_versions_are_on_the_page(tmp_path, undrawn):
     page, _ = written(synthetic.parity_record(), tmp_path)
     assert "class_path: MLP" in page.text
     assert ["2.13.0"] in page.rows
@@ -127,16 +142,18 @@ def test_config_and_versions_are_on_the_page(tmp_path):
 
 def awkward():
     full = synthetic.parity_record()
-    curves, neurons, onset = (full[name].to_dataset() for name in ("curves", "neurons", "onset"))
-    nan_curves = curves.map(lambda values: xr.full_like(values, np.nan), keep_attrs=True).assign_attrs(curves.attrs)
-    nan_norms = neurons.assign(norm=xr.full_like(neurons.norm, np.nan))
-    nan_onset = onset.map(lambda values: xr.full_like(values, np.nan), keep_attrs=True).assign_attrs(onset.attrs)
+    groups = {name: node.to_dataset() for name, node in full.children.items()}
+    nothing = {
+        name: group.map(lambda values: xr.full_like(values, np.nan, dtype=float)).assign_attrs(group.attrs)
+        for name, group in groups.items()
+    }
+    timed = [name for name in groups if name != "onset"]
     return {
-        "NaN everywhere": replaced(full, curves=nan_curves, neurons=nan_norms, onset=nan_onset),
-        "one step": replaced(full, curves=curves.isel(step=[0]), neurons=neurons.isel(step=[0])),
+        "NaN everywhere": replaced(full, **nothing),
+        "one step": replaced(full, **{name: groups[name].isel(step=[0]) for name in timed}),
         "one member": synthetic.parity_record(members=1),
         "no onsets": replaced(full, onset=None),
-        "onsets only": replaced(full, curves=None, neurons=None),
+        "onsets only": synthetic.record({"onset": groups["onset"]}),
         "nothing": synthetic.record({}),
         "no attributes": xr.DataTree(),
         "sweep": synthetic.sweep_record(12, 2),
@@ -147,7 +164,7 @@ def awkward():
 def test_awkward_records_get_a_page(name, tmp_path):
     page, _ = written(awkward()[name], tmp_path)
     assert not re.search(r"\bnan\b", page.text)
-    assert len(page.images) == {"onsets only": 0, "nothing": 0, "no attributes": 0}.get(name, 2)
+    assert len(page.images) == {"onsets only": 0, "nothing": 0, "no attributes": 0}.get(name, 4)
     if name == "no onsets":
         assert "Onsets were not looked for." in page.text
     if name == "one member":
@@ -176,7 +193,85 @@ def test_a_page_that_cannot_be_finished_leaves_the_old_one(tmp_path, monkeypatch
         write_report(synthetic.parity_record(members=1), tmp_path)
     assert path.read_bytes() == before
     assert {entry.name for entry in tmp_path.iterdir()} == {"figures", "report.html"}
-    assert {entry.name for entry in (tmp_path / "figures").iterdir()} == {"curves.png", "neuron_norms.png"}
+    assert {entry.name for entry in (tmp_path / "figures").iterdir()} == FILES
+
+
+# ---- several runs ----------------------------------------------------------------------------------------------------
+
+
+def runs():
+    """Three runs: the second generalises later and has a coordinate and epochs of its own; the third has no onsets."""
+    second = synthetic.parity_record(members=2, neurons=50)
+    groups = {
+        name: node.to_dataset().assign_coords(weight_decay=("member", [0.5, 0.25]))
+        for name, node in second.children.items()
+    }
+    groups["onset"]["step"] = groups["onset"]["step"] * 1.5
+    second = synthetic.record(
+        groups, **(second.attrs | {"steps_per_epoch": 16, "config": "lr: 0.3", "status": "interrupted"})
+    )
+    third = replaced(synthetic.parity_record(members=1), onset=None)
+    third.attrs["config"] = "<b>"
+    return {"parity": synthetic.parity_record(members=3), "slow/version_1": second, "third": third}
+
+
+def compared(records, directory):
+    path = write_comparison(records, join_records(records), directory)
+    return Page(path.read_text(encoding="utf-8"))
+
+
+def test_several_runs_have_one_page_with_a_verdict_each_and_figures_over_one_another(tmp_path):
+    records = runs()
+    page = compared(records, tmp_path / "compared" / "a+b")
+    assert page.tags.count("h1") == 1
+    assert "parity + slow/version_1 + third" in page.text
+    for record in records.values():
+        assert verdict(record) in page.text
+    assert [image["alt"].split(":")[0] for image in page.images] == TITLES
+    assert "In slow/version_1, weight_decay = 0.25, " in page.images[0]["alt"]
+    assert {path.name for path in (tmp_path / "compared" / "a+b" / "figures").iterdir()} == FILES
+    assert not re.search(r"\bnan\b", page.text)
+
+
+def test_the_members_of_several_runs_are_in_one_table_with_the_numbers_of_each(tmp_path, undrawn):
+    page = compared(runs(), tmp_path)
+    rows = [row for row in page.rows if len(row) == 9]
+    assert [row[:4] for row in rows] == [
+        ["parity", "0", "0", "–"],
+        ["parity", "1", "1", "–"],
+        ["parity", "2", "2", "–"],
+        ["slow/version_1", "0", "0", "0.5"],
+        ["slow/version_1", "1", "1", "0.25"],
+        ["third", "0", "0", "–"],
+    ]
+    assert rows[0][4] == "epoch 27 (step 864)"
+    assert rows[3][4] == "epoch 81 (step 1296)"  # Of 16 steps, and half as late again.
+    assert rows[3][6] == "epoch 375 (step 6000)"
+    assert [row[4:7] for row in rows[5:]] == [["–", "–", "–"]]
+    assert all(row[7:] == ["1.00", "1.00"] for row in rows)
+    assert page.text.count("Onsets were looked for with") == 1
+
+
+def test_thresholds_that_differ_are_told_run_by_run(tmp_path, undrawn):
+    records = runs()
+    records["parity"]["onset"].attrs["memorised_above"] = 0.9
+    page = compared(records, tmp_path)
+    assert "parity: Onsets were looked for with memorised_above = 0.9." in page.text
+    assert "slow/version_1: Onsets were looked for with memorised_above = 0.98." in page.text
+
+
+def test_each_run_keeps_its_configuration_and_versions(tmp_path, undrawn):
+    page = compared(runs(), tmp_path)
+    assert page.tags.count("details") == 6
+    for text in ("Configuration of parity", "class_path: MLP", "Configuration of slow/version_1", "lr: 0.3", "<b>"):
+        assert text in page.text
+    assert "b" not in page.tags
+
+
+def test_runs_that_measured_nothing_get_a_page(tmp_path):
+    page = compared({"a": synthetic.record({}), "b": xr.DataTree()}, tmp_path)
+    assert page.images == []
+    assert page.text.count("Onsets were not looked for.") == 2
 
 
 def test_reading_and_drawing_need_neither_torch_nor_lightning_nor_pyplot():

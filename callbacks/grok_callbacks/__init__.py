@@ -5,6 +5,7 @@ from .intervention import Intervention
 from .monitor import Monitor, callbacks_of
 from .neuron_norms import NeuronNormTracker
 from .onset import Onset, StopAfterOnset
+from .replay import Replay
 from .schedule import AtEnd, EveryNSteps, EveryValidation, LogSpaced, Schedule
 from .snapshots import Snapshots
 from .sparse_subnetwork import SparseSubnetworkExtractor
@@ -21,6 +22,7 @@ __all__ = [
     "Monitor",
     "NeuronNormTracker",
     "Onset",
+    "Replay",
     "Schedule",
     "Snapshots",
     "SparseSubnetworkExtractor",

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from .protocols import HasMembers
+from .replay import Replay
 from .schedule import Schedule
 from .snapshots import Snapshots, plain_name, weights_of
 
@@ -172,7 +173,8 @@ class Monitor(Callback, ABC):
         back, and loggers get nothing. Must be called on every process.
 
         Args:
-            trainer: A Trainer that knows the model and its data.
+            trainer: A Trainer that knows the model and its data: the one that has trained it, or a :class:`Replay`,
+                which then stands at each of the steps in turn.
             pl_module: The model.
             snapshots: The weights of each step.
 
@@ -182,6 +184,8 @@ class Monitor(Callback, ABC):
         """
         self._forget()
         for step in snapshots:
+            if isinstance(trainer, Replay):
+                trainer.step = step
             with weights_of(pl_module, snapshots[step]):
                 self._take(trainer, pl_module, step)
 

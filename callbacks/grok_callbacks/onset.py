@@ -29,7 +29,7 @@ class Onset(Monitor):
     and then stays; it is known to the resolution of the validations.
 
     Leaves ``step``, ``confirmed_at``, ``resolution`` and ``last_step`` with dimensions ``(event, member)``; NaN = not
-    by ``last_step``.
+    by ``last_step``, the last step at which the accuracy was measured (itself NaN where it never was).
 
     The threshold for memorisation is that of Merrill, Tsilivis, Shukla 2023 (arXiv 2303.11873, Figure 5).
 
@@ -112,12 +112,14 @@ class Onset(Monitor):
         if not onsets:
             return {}
         dims = ("event", "member")
-        last = torch.full_like(onsets["memorised"].step, float(self.steps[-1]))
+        # An accuracy that was never measured, such as that of rows never seen twice, has no last step.
+        looked = torch.where(self.history["accuracy"].isnan(), -1.0, self.steps.double().reshape(-1, 1, 1)).amax(dim=0)
+        train, held_out = torch.where(looked < 0, torch.nan, looked).unbind(dim=1)
         return {
             "step": (dims, torch.stack([onsets[event].step for event in self.EVENTS])),
             "confirmed_at": (dims, torch.stack([onsets[event].confirmed_at for event in self.EVENTS])),
             "resolution": (dims, torch.stack([onsets[event].resolution for event in self.EVENTS])),
-            "last_step": (dims, torch.stack([last for _ in self.EVENTS])),
+            "last_step": (dims, torch.stack([train if event == "memorised" else held_out for event in self.EVENTS])),
         }
 
     @override

@@ -10,19 +10,25 @@ from dataclasses import dataclass
 import xarray as xr
 from matplotlib.figure import Figure
 
-from grok_lightning.figures import curves, neuron_norms
+from grok_lightning.figures import curves, effective_sparsity, neuron_norms, subnetworks
 from grok_lightning.figures.curves import draw_curves, found_curves
+from grok_lightning.figures.effective_sparsity import draw_effective_sparsity, found_effective_sparsity
 from grok_lightning.figures.neuron_norms import draw_neuron_norms, found_neuron_norms
 from grok_lightning.figures.reading import groups_of_kind
+from grok_lightning.figures.subnetworks import draw_subnetworks, found_subnetworks
 
 __all__ = [
     "FIGURES",
     "FigureSpec",
     "available",
     "draw_curves",
+    "draw_effective_sparsity",
     "draw_neuron_norms",
+    "draw_subnetworks",
     "found_curves",
+    "found_effective_sparsity",
     "found_neuron_norms",
+    "found_subnetworks",
     "groups_of_kind",
 ]
 
@@ -56,6 +62,22 @@ FIGURES: tuple[FigureSpec, ...] = (
         draw=draw_curves,
         how_to_read=curves.HOW_TO_READ,
         found=found_curves,
+    ),
+    FigureSpec(
+        name="effective_sparsity",
+        title="Effective sparsity",
+        kinds=("SparseSubnetworkExtractor",),
+        draw=draw_effective_sparsity,
+        how_to_read=effective_sparsity.HOW_TO_READ,
+        found=found_effective_sparsity,
+    ),
+    FigureSpec(
+        name="subnetworks",
+        title="Subnetworks",
+        kinds=("SubnetworkComparison",),
+        draw=draw_subnetworks,
+        how_to_read=subnetworks.HOW_TO_READ,
+        found=found_subnetworks,
     ),
     FigureSpec(
         name="neuron_norms",

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -18,31 +18,37 @@ from grok_lightning.figures.reading import (
     Clock,
     Onsets,
     Setting,
-    average,
     groups_of_kind,
     member_labels,
+    parts_of_kind,
     read_onsets,
+    run_in_title,
     settings,
+    values_at,
 )
 from grok_lightning.figures.style import (
     BLUE,
     LABEL,
     STRIP,
     VERMILLION,
+    Dashes,
     Palette,
     add_caption,
     add_key,
+    draw_mean,
     draw_step_axis,
     heighten,
     log_ticks,
     mark_onsets,
     mark_onsets_above,
     new_figure,
+    onset_handles,
     palette,
+    setting_handles,
     tick_text,
     tidy,
 )
-from grok_lightning.figures.words import count, decimals, plain, spread
+from grok_lightning.figures.words import capital, count, decimals, spread
 
 __all__ = [
     "HOW_TO_READ",
@@ -63,7 +69,7 @@ HOW_TO_READ = (
 TRAIN, HELD_OUT = "train", "held_out"
 SPLIT_NAMES = {TRAIN: "rows trained on", HELD_OUT: "held-out rows"}
 SPLIT_COLOURS = {TRAIN: BLUE, HELD_OUT: VERMILLION}
-SPLIT_DASHES: dict[str, Literal["-", "--"]] = {TRAIN: "--", HELD_OUT: "-"}
+SPLIT_DASHES: dict[str, Dashes] = {TRAIN: "--", HELD_OUT: "-"}
 
 
 def draw_curves(record: xr.DataTree) -> Figure:
@@ -78,7 +84,7 @@ def draw_curves(record: xr.DataTree) -> Figure:
 
     Args:
         record: A record with a group of kind `LearningCurves`; `loss` and `accuracy` over `(step, member, split)` in
-            any order. NaN leaves gaps. Onsets are marked where a group of kind `Onset` exists.
+            any order. NaN is passed over. Onsets are marked where a group of kind `Onset` exists.
 
     Returns:
         The figure, with its caption.
@@ -92,7 +98,7 @@ def draw_curves(record: xr.DataTree) -> Figure:
     figure = new_figure(len(groups))
     rows = figure.subplots(len(groups), 2, squeeze=False)
     for axes, (name, group) in zip(rows, groups.items(), strict=True):
-        _draw_group(figure, axes, record, group, f" ({name})" if len(groups) > 1 else "")
+        _draw_group(figure, axes, record, group, (f" ({name})" if len(groups) > 1 else "") + run_in_title(group))
     add_caption(figure, f"{HOW_TO_READ} {found_curves(record)}")
     return figure
 
@@ -108,7 +114,7 @@ def _draw_group(figure: Figure, axes: NDArray[Any], record: xr.DataTree, group: 
         for setting, colour in zip(found, key.colours, strict=True):
             for split in (TRAIN, HELD_OUT):
                 line = SPLIT_COLOURS[split] if len(found) == 1 else colour
-                dashes = "-" if len(found) == 1 else SPLIT_DASHES[split]
+                dashes: Dashes = "-" if len(found) == 1 else SPLIT_DASHES[split]
                 _draw_line(panel, clock, group, name, split, setting, line, dashes, behind=key.few)
             if name == "accuracy" and "true_accuracy" in group:
                 line = SPLIT_COLOURS[TRAIN] if len(found) == 1 else colour
@@ -144,27 +150,14 @@ def _draw_line(
     split: str,
     setting: Setting,
     colour: str,
-    dashes: str,
+    dashes: Dashes,
     *,
     behind: bool,
 ) -> None:
     """Mean of a setting and, `behind` it, its band and members."""
     values = _values(group, name, split)[:, setting.members]
-    if not np.isfinite(values).any():
-        return
-    time = clock.time(group["step"].values)
-    mean, deviation = average(values)
-    # A single measurement has no line to be seen by.
-    marker = "o" if np.isfinite(mean).sum() == 1 else None
-    label = f"{name} {split} {setting.label}".strip()
-    width = 1.8 if behind else 1.2
-    axes.plot(time, mean, color=colour, linestyle=dashes, linewidth=width, marker=marker, label=label, zorder=4)
-    if behind and values.shape[1] > 1:
-        low = mean - deviation
-        if axes.get_yscale() != "linear":
-            low = np.maximum(low, np.nanmin(values))
-        axes.fill_between(time, low, mean + deviation, color=colour, alpha=0.22, linewidth=0, zorder=2)
-        axes.plot(time, values, color=colour, linestyle=dashes, linewidth=0.5, alpha=0.4, zorder=3)
+    time, label = clock.time(group["step"].values), f"{name} {split} {setting.label}".strip()
+    draw_mean(axes, time, values, label=label, colour=colour, dashes=dashes, behind=behind)
 
 
 def _scale_accuracy(axes: Axes, group: xr.Dataset) -> None:
@@ -220,24 +213,14 @@ def _one_setting_key(axes: Axes, setting: Setting) -> list[Artist]:
 
 
 def _settings_key(found: Sequence[Setting], key: Palette, onsets: Onsets | None, group: xr.Dataset) -> list[Artist]:
-    handles: list[Artist] = []
-    if key.few:
-        handles += [
-            Line2D([], [], color=colour, linewidth=1.8, label=plain(f"{setting.label} ({len(setting.members)})"))
-            for setting, colour in zip(found, key.colours, strict=True)
-        ]
+    handles = setting_handles(found, key)
     for split, name in SPLIT_NAMES.items():
         handles.append(Line2D([], [], color="#444444", linewidth=1.8, linestyle=SPLIT_DASHES[split], label=name))
     if "true_accuracy" in group:
         handles.append(
             Line2D([], [], color="#444444", linewidth=1.8, linestyle=":", label="rows trained on, true labels")
         )
-    if key.few and onsets is not None:
-        for event, face in (("memorised", "white"), ("generalised", "#444444")):
-            handles.append(
-                Line2D([], [], color="#444444", marker="o", markersize=4.5, markerfacecolor=face, label=event)
-            )
-    return handles
+    return handles + onset_handles() if key.few and onsets is not None else handles
 
 
 # ---- what the run showed ---------------------------------------------------------------------------------------------
@@ -250,10 +233,9 @@ def found_curves(record: xr.DataTree) -> str:
         Sentences with numbers computed from the record; medians and ranges are over members.
     """
     sentences = onset_sentences(record)
-    groups = groups_of_kind(record, "LearningCurves")
-    several = len(groups) > 1
-    for name, group in groups.items():
-        sentences += [f"{name}: {text}" if several else text for text in _accuracy_sentences(record, group)]
+    for head, part in parts_of_kind(record, "LearningCurves").items():
+        sentences.append(head + " ".join(_accuracy_sentences(record, part)))
+    for group in groups_of_kind(record, "LearningCurves").values():
         if not palette(found := settings(group)).few:
             sentences.append(f"With {len(found)} settings, only their means are drawn.")
     return " ".join(sentences)
@@ -276,11 +258,7 @@ def onset_sentences(record: xr.DataTree) -> list[str]:
         everyone = np.arange(group.sizes["member"])
         return _sentences_of(clock, onsets, everyone, f"Over all {len(found)} settings, ")
     return [
-        sentence
-        for setting in found
-        for sentence in _sentences_of(
-            clock, onsets, setting.members, f"With {setting.label}, " if setting.label else ""
-        )
+        sentence for setting in found for sentence in _sentences_of(clock, onsets, setting.members, setting.opening)
     ]
 
 
@@ -291,7 +269,7 @@ def _sentences_of(clock: Clock, onsets: Onsets, members: NDArray[np.intp], head:
         who = f"{forgot.size} of {len(members)}" if len(members) > 1 else "the member"
         clauses.append(f"{who} forgot again, at {clock.spread(forgot)}")
     # One sentence a setting, so that its name is said once.
-    return [f"{head}{'; '.join(clauses)}."] if head else [f"{clause[0].upper()}{clause[1:]}." for clause in clauses]
+    return [f"{head}{'; '.join(clauses)}."] if head else [f"{capital(clause)}." for clause in clauses]
 
 
 def _event_words(clock: Clock, onsets: Onsets, members: NDArray[np.intp], event: str) -> str:
@@ -327,7 +305,7 @@ def delay_sentence(record: xr.DataTree) -> str:
 
 
 def accuracy_at_memorisation(record: xr.DataTree, group: xr.Dataset) -> NDArray[np.float64]:
-    """Held-out accuracy of each member at the measured step nearest to its memorisation.
+    """Held-out accuracy of each member, measured nearest to its memorisation.
 
     Args:
         record: The record of a run.
@@ -338,21 +316,16 @@ def accuracy_at_memorisation(record: xr.DataTree, group: xr.Dataset) -> NDArray[
     """
     held_out = _values(group, "accuracy", HELD_OUT)
     onsets = read_onsets(record, member_labels(group))
-    result = np.full(held_out.shape[1], np.nan)
-    if onsets is None or group.sizes["step"] == 0:
-        return result
-    steps = group["step"].values
-    for member, step in enumerate(onsets.step["memorised"]):
-        if np.isfinite(step):
-            result[member] = held_out[np.abs(steps - step).argmin(), member]
-    return result
+    if onsets is None:
+        return np.full(held_out.shape[1], np.nan)
+    return values_at(held_out, group["step"].values, onsets.step["memorised"])
 
 
 def last_accuracy(group: xr.Dataset, split: str) -> tuple[NDArray[np.float64], int | None]:
     """Accuracy of each member at the last step at which the split was measured.
 
     Args:
-        group: A group of learning curves.
+        group: A group of learning curves, of one run.
         split: `train` or `held_out`.
 
     Returns:

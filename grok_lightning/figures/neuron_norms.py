@@ -2,7 +2,7 @@
 
 import textwrap
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -17,26 +17,31 @@ from grok_lightning.figures.reading import (
     EVENTS,
     Clock,
     Onsets,
-    average,
+    coordinates_of,
     groups_of_kind,
-    member_coordinates,
     member_labels,
+    nearest_measured,
+    parts_of_kind,
     read_onsets,
     settings,
+    values_at,
 )
 from grok_lightning.figures.style import (
     BLUE,
     LABEL,
     VERMILLION,
+    Dashes,
     add_caption,
     add_key,
+    draw_mean,
     draw_step_axis,
     mark_onsets,
     new_figure,
     palette,
+    setting_handles,
     tidy,
 )
-from grok_lightning.figures.words import count, decimals, number, plain, spread
+from grok_lightning.figures.words import count, decimals, number, spread
 
 __all__ = ["HOW_TO_READ", "MOST_LINES", "dominant_neurons", "draw_neuron_norms", "found_neuron_norms"]
 
@@ -53,7 +58,7 @@ HOW_TO_READ = (
 
 ROLES = ("memorising", "generalising")
 ROLE_COLOURS = {"memorising": BLUE, "generalising": VERMILLION}
-ROLE_DASHES: dict[str, Literal["-", "--"]] = {"memorising": "--", "generalising": "-"}
+ROLE_DASHES: dict[str, Dashes] = {"memorising": "--", "generalising": "-"}
 WEIGHTS_NAMES = {
     "incoming": "norm of incoming weights",
     "outgoing": "norm of outgoing weights",
@@ -89,7 +94,7 @@ def draw_neuron_norms(record: xr.DataTree) -> Figure:
 
     Args:
         record: A record with a group of kind `NeuronNormTracker`; `norm` over `(step, member, neuron)` in any order.
-            NaN leaves gaps. Without a group of kind `Onset`, or for a member that did not memorise, there is no
+            NaN is passed over. Without a group of kind `Onset`, or for a member that did not memorise, there is no
             memorising neuron, and the caption says so.
 
     Returns:
@@ -139,10 +144,11 @@ def _read(record: xr.DataTree, group: xr.Dataset) -> _Tracked:
     norm = np.asarray(group["norm"].transpose("step", "member", "neuron").values, dtype=np.float64)
     steps = group["step"].values
     onsets = read_onsets(record, member_labels(group))
-    nowhere = np.full(norm.shape[1], np.nan)
-    memorised = nowhere if onsets is None else onsets.step["memorised"]
+    memorised = np.full(norm.shape[1], np.nan) if onsets is None else onsets.step["memorised"]
+    measured = np.asarray(np.isfinite(norm).any(axis=2))
+    moments = [np.nan if row is None else steps[row] for row in nearest_measured(measured, steps, memorised)]
     chosen = {
-        "memorising": dominant_neurons(norm, steps, memorised),
+        "memorising": dominant_neurons(norm, steps, np.array(moments, dtype=np.float64)),
         "generalising": dominant_neurons(norm, steps, _last_steps(norm, steps)),
     }
     return _Tracked(group, Clock.of(record), onsets, norm, chosen)
@@ -161,17 +167,11 @@ def _draw_dominant(axes: Axes, tracked: _Tracked, title: str) -> None:
     for role in ROLES:
         trajectory = tracked.trajectory(role)
         for setting, colour in zip(found, key.colours, strict=True):
-            values = trajectory[:, setting.members]
-            if not np.isfinite(values).any():
-                continue
             line = ROLE_COLOURS[role] if len(found) == 1 else colour
-            dashes = "-" if len(found) == 1 else ROLE_DASHES[role]
-            marker = "o" if len(time) == 1 else None
+            dashes: Dashes = "-" if len(found) == 1 else ROLE_DASHES[role]
             label = f"{role} {setting.label}".strip()
-            mean = average(values)[0]
-            axes.plot(time, mean, color=line, linestyle=dashes, linewidth=1.8, marker=marker, label=label, zorder=4)
-            if values.shape[1] > 1 and key.few:
-                axes.plot(time, values, color=line, linestyle=dashes, linewidth=0.6, alpha=0.4, zorder=3)
+            values = trajectory[:, setting.members]
+            draw_mean(axes, time, values, label=label, colour=line, dashes=dashes, behind=key.few, band=False)
     if len(found) == 1:
         mark_onsets(axes, tracked.clock, tracked.onsets, found[0].members)
     figure = axes.get_figure()
@@ -184,9 +184,11 @@ def _draw_all(axes: Axes, tracked: _Tracked) -> None:
     """All neurons of the first member that has any norm."""
     present = np.isfinite(tracked.norm).any(axis=(0, 2))
     member = int(present.argmax()) if present.size else 0
-    norm = tracked.norm[:, member]
-    time = tracked.clock.time(tracked.group["step"].values)
-    drawn = _subsample(norm.shape[1])
+    # In a record of several runs, other runs have other steps and may have more neurons.
+    rows, columns = (np.flatnonzero(np.isfinite(tracked.norm[:, member]).any(axis=axis)) for axis in (1, 0))
+    norm = tracked.norm[:, member][rows]
+    time = tracked.clock.time(tracked.group["step"].values[rows])
+    drawn = columns[_subsample(len(columns))]
     lines = np.stack([np.broadcast_to(time[:, None], norm[:, drawn].shape), norm[:, drawn]], axis=-1)
     axes.add_collection(
         LineCollection(
@@ -206,7 +208,7 @@ def _draw_all(axes: Axes, tracked: _Tracked) -> None:
             axes.plot(time, norm[:, neuron], color=ROLE_COLOURS[role], linewidth=1.6, marker=marker, zorder=4)
     mark_onsets(axes, tracked.clock, tracked.onsets, np.array([member]))
     highest = float(norm[np.isfinite(norm)].max(initial=0.0))
-    _finish(axes, tracked, _member_title(tracked.group, member, len(drawn), norm.shape[1]))
+    _finish(axes, tracked, _member_title(tracked.group, member, len(drawn), len(columns)))
     # A collection does not move the limits of its axes.
     axes.set_ylim(0, 1.05 * highest if highest > 0 else 1.0)
 
@@ -224,9 +226,8 @@ def _subsample(n: int) -> NDArray[np.intp]:
 
 def _member_title(group: xr.Dataset, member: int, drawn: int, n: int) -> str:
     which = f"All {count(n, 'neuron')}" if drawn == n else f"{drawn} of {n} neurons, evenly spaced,"
-    if n == 1:
-        which = "The one neuron"
-    coordinates = ", ".join(f"{name} {number(values[member])}" for name, values in member_coordinates(group).items())
+    which = {0: "No norms", 1: "The one neuron"}.get(n, which)
+    coordinates = ", ".join(f"{name} {number(value)}" for name, value in coordinates_of(group, member).items())
     end = f" ({coordinates})" if coordinates else ""
     # A colour bar takes its room from the panel.
     columns = TITLE_COLUMNS if palette(settings(group)).few else TITLE_COLUMNS - 10
@@ -237,12 +238,7 @@ def _add_key(figure: Figure, axes: Axes, tracked: _Tracked) -> None:
     found = settings(tracked.group)
     key = palette(found)
     one = len(found) == 1
-    handles: list[Artist] = []
-    if not one and key.few:
-        handles += [
-            Line2D([], [], color=colour, linewidth=1.8, label=plain(f"{setting.label} ({len(setting.members)})"))
-            for setting, colour in zip(found, key.colours, strict=True)
-        ]
+    handles: list[Artist] = [] if one else setting_handles(found, key)
     for role in ROLES:
         if any(neuron is not None for neuron in tracked.chosen[role]):
             line = Line2D([], [], color=ROLE_COLOURS[role], linewidth=1.8, label=f"{role} neuron")
@@ -261,14 +257,10 @@ def found_neuron_norms(record: xr.DataTree) -> str:
     """What the neuron norms of a record show: how the dominant neurons grew or shrank, and how many neurons remain.
 
     Returns:
-        Sentences with numbers computed from the record; medians and ranges are over all members together.
+        Sentences with numbers computed from the record; medians and ranges are over all members of a run.
     """
-    groups = groups_of_kind(record, "NeuronNormTracker")
-    texts = []
-    for name, group in groups.items():
-        text = " ".join(_sentences(_read(record, group)))
-        texts.append(f"{name}: {text}" if len(groups) > 1 else text)
-    return " ".join(texts)
+    parts = parts_of_kind(record, "NeuronNormTracker")
+    return " ".join(head + " ".join(_sentences(_read(record, part))) for head, part in parts.items())
 
 
 def _sentences(tracked: _Tracked) -> list[str]:
@@ -299,14 +291,9 @@ def _first(tracked: _Tracked) -> NDArray[np.float64]:
 def _from_to(tracked: _Tracked, role: str, start: NDArray[np.float64]) -> NDArray[np.float64]:
     """Norms of the neurons of a role at the start given and at the last step: `(members that have both, 2)`."""
     steps = tracked.group["step"].values
-    last = _last_steps(tracked.norm, steps)
-    pairs = []
-    for member, values in enumerate(tracked.trajectory(role).T):
-        if np.isfinite(start[member]) and np.isfinite(last[member]):
-            pair = [values[np.abs(steps - moment).argmin()] for moment in (start[member], last[member])]
-            if np.isfinite(pair).all():
-                pairs.append(pair)
-    return np.array(pairs, dtype=np.float64).reshape(-1, 2)
+    values, moments = tracked.trajectory(role), (start, _last_steps(tracked.norm, steps))
+    pairs = np.stack([values_at(values, steps, moment) for moment in moments], axis=1)
+    return np.asarray(pairs[np.isfinite(pairs).all(axis=1)])
 
 
 def _verb(before: float, after: float) -> str:

@@ -4,7 +4,7 @@ import math
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib import colormaps
@@ -13,28 +13,37 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Colormap, ListedColormap, LogNorm, Normalize, to_hex
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 from matplotlib.transforms import ScaledTranslation
 from numpy.typing import NDArray
 
-from grok_lightning.figures.reading import EVENTS, Clock, Onsets, Setting
+from grok_lightning.figures.reading import EVENTS, Clock, Onsets, Setting, average
 from grok_lightning.figures.words import count, number, plain
 
 __all__ = [
+    "Dashes",
     "Palette",
     "add_caption",
     "add_key",
+    "draw_mean",
     "draw_step_axis",
     "heighten",
     "log_ticks",
     "mark_onsets",
     "mark_onsets_above",
     "new_figure",
+    "onset_handles",
     "palette",
     "remove_caption",
+    "say_in",
+    "scale_log",
+    "setting_handles",
     "tick_text",
     "tidy",
 ]
+
+Dashes = Literal["-", "--", "-.", ":"]
 
 # Okabe and Ito's colours, told apart with every common colour blindness; yellow is left out: too faint on white.
 BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, BLACK = (
@@ -163,6 +172,130 @@ def _colour_scale(found: Sequence[Setting]) -> tuple[list[float], str, Normalize
         return values, found[0].names[0], LogNorm(low, high) if wide else Normalize(low, high)
     label = f"setting, ordered by {', '.join(found[0].names)}"
     return [float(i + 1) for i in range(len(found))], label, Normalize(1, len(found))
+
+
+def setting_handles(found: Sequence[Setting], key: Palette) -> list[Artist]:
+    """Legend entries of settings, with their numbers of members; none where a colour bar names them."""
+    if not key.few:
+        return []
+    return [
+        Line2D([], [], color=colour, linewidth=1.8, label=plain(f"{setting.label} ({len(setting.members)})"))
+        for setting, colour in zip(found, key.colours, strict=True)
+    ]
+
+
+def onset_handles() -> list[Artist]:
+    """Legend entries of the strip of onsets above a panel."""
+    return [
+        Line2D([], [], color="#444444", marker="o", markersize=4.5, markerfacecolor=face, label=event)
+        for event, face in (("memorised", "white"), ("generalised", "#444444"))
+    ]
+
+
+def draw_mean(
+    axes: Axes,
+    time: NDArray[np.float64],
+    values: NDArray[np.float64],
+    *,
+    label: str,
+    colour: str,
+    dashes: Dashes = "-",
+    behind: bool = True,
+    band: bool = True,
+) -> None:
+    """Draws the mean over members and, behind it, one standard deviation to either side and each member.
+
+    Every line goes through its own finite values: in a record of several runs each run is NaN at the steps at which
+    only others were measured.
+
+    Args:
+        axes: Where to; its scale decides whether the band must stay above the smallest value.
+        time: Moments in the unit of the time axis, `(T,)`.
+        values: `(T, E)`; nothing is drawn when none is finite.
+        label: Of the line of the mean.
+        colour: Of all of it.
+        dashes: Of the lines.
+        behind: Whether members, and their band, are drawn; without them the mean is drawn thinner.
+        band: Whether the band is.
+    """
+    mean, deviation = average(values)
+    known = np.isfinite(mean)
+    if not known.any():
+        return
+    width, marker = (1.8 if behind else 1.2), _marker(known)
+    axes.plot(
+        time[known],
+        mean[known],
+        color=colour,
+        linestyle=dashes,
+        linewidth=width,
+        marker=marker,
+        label=label,
+        zorder=4,
+    )
+    if not behind or values.shape[1] == 1:
+        return
+    if band:
+        low = mean - deviation
+        if axes.get_yscale() != "linear":
+            # A mean less a deviation may be negative, where no member is.
+            low = np.maximum(low, values[np.isfinite(values)].min())
+        top = (mean + deviation)[known]
+        axes.fill_between(time[known], low[known], top, color=colour, alpha=0.22, linewidth=0, zorder=2)
+    for column in values.T:
+        own = np.isfinite(column)
+        axes.plot(
+            time[own],
+            column[own],
+            color=colour,
+            linestyle=dashes,
+            linewidth=0.5,
+            marker=_marker(own),
+            markersize=2.5,
+            alpha=0.4,
+            zorder=3,
+        )
+
+
+def _marker(known: NDArray[np.bool_]) -> str | None:
+    """A single measurement has no line to be seen by."""
+    return "o" if known.sum() == 1 else None
+
+
+def say_in(axes: Axes, text: str) -> None:
+    """Writes into a panel why there is nothing in it."""
+    axes.text(
+        0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", fontsize=LABEL, color="#5d5d5d", zorder=5
+    )
+    axes.set_yticks([])
+
+
+def scale_log(axes: Axes, values: NDArray[np.float64]) -> None:
+    """Makes the y axis logarithmic, with plain numbers; linear from 0 to 1 where there are zeros, as among counts.
+
+    Args:
+        axes: The axes.
+        values: What they show, of any shape, none below 0; NaN is passed over.
+    """
+    finite = values[np.isfinite(values)]
+    positive = finite[finite > 0]
+    if not positive.size:
+        return
+    low, high = float(positive.min()), float(positive.max())
+    zeros = bool((finite == 0).any())
+    if zeros:
+        low = min(low, 1.0)
+        axes.set_yscale("symlog", linthresh=low, linscale=0.4)
+        axes.set_ylim(-0.15 * low, 1.3 * high)
+    else:
+        axes.set_yscale("log")
+        axes.set_ylim(low / 1.3, 1.3 * high)
+    ticks = log_ticks(low / 1.3, 1.3 * high)
+    axes.yaxis.set_major_locator(FixedLocator([0.0, *ticks] if zeros else ticks))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: tick_text(value)))
+    minor = [m * 10.0**e for e in range(math.floor(math.log10(low)) - 1, 16) for m in range(2, 10)]
+    axes.yaxis.set_minor_locator(FixedLocator([value for value in minor if low / 1.3 <= value <= 1.3 * high]))
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def draw_step_axis(axes: Axes, clock: Clock, steps: NDArray[Any]) -> None:

@@ -1,14 +1,16 @@
 """Numbers as words in captions and on the page."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 __all__ = [
+    "capital",
     "count",
     "decimals",
+    "listing",
     "number",
     "plain",
     "spread",
@@ -45,6 +47,16 @@ def spread(values: Any, form: Callable[[Any], str] = number) -> str:
 def count(n: int, noun: str) -> str:
     """A number with its noun: `1 member`, `3 members`."""
     return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
+def capital(text: str) -> str:
+    """A text as the beginning of a sentence."""
+    return text[:1].upper() + text[1:]
+
+
+def listing(words: Sequence[str]) -> str:
+    """Several words or clauses as one: `a, b and c`."""
+    return " and ".join(part for part in (", ".join(words[:-1]), *words[-1:]) if part)
 
 
 def plain(text: str) -> str:

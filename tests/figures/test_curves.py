@@ -8,9 +8,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from grok_lightning.figures import FIGURES, available, draw_curves, found_curves, groups_of_kind
 from grok_lightning.figures.curves import accuracy_at_memorisation, delay_sentence, last_accuracy, onset_sentences
-from grok_lightning.figures.reading import Clock, average, settings
+from grok_lightning.figures.reading import Clock, average, by_run, read_onsets, settings, values_at
 from grok_lightning.figures.style import log_ticks, remove_caption, tick_text
-from grok_lightning.figures.words import decimals, number, spread
+from grok_lightning.figures.words import capital, decimals, listing, number, spread
+from grok_lightning.records import join_records
 
 
 def line(axes, label):
@@ -159,6 +160,85 @@ def test_settings_know_seeds_from_other_coordinates():
     assert [setting.members.tolist() for setting in settings(words)] == [[0, 4], [1, 3], [2, 5]]
 
 
+def joined_with_other_steps():
+    """Two runs, the second measured at other steps and for longer, and their record of both."""
+    first, second = synthetic.parity_record(), synthetic.parity_record(members=2, epochs=400)
+    curves = second["curves"].to_dataset().isel(step=slice(0, None, 7))
+    second = replaced(second, curves=curves.assign_coords(step=curves.step + 5 * (curves.step > 0)))
+    runs = {"first": first, "second": second}
+    return runs, join_records(runs)
+
+
+def test_each_run_of_a_joined_record_is_drawn_through_its_own_measurements():
+    runs, joined = joined_with_other_steps()
+    figure = is_drawn(draw_curves(joined))
+    for label, record in runs.items():
+        curves = record["curves"].to_dataset()
+        for axes, name in zip(figure.axes, ("accuracy", "loss"), strict=True):
+            drawn = line(axes, f"{name} train {label}")
+            np.testing.assert_allclose(drawn.get_xdata(), curves.step / 32)
+            np.testing.assert_allclose(drawn.get_ydata(), curves[name].sel(split="train").mean("member"))
+            members = [entry.get_ydata() for entry in axes.get_lines()]
+            for member in range(curves.sizes["member"]):
+                values = curves[name].sel(split="held_out", member=member).values
+                assert any(np.array_equal(values, entry) for entry in members)
+    assert [text.get_text() for text in figure.legends[0].get_texts()][:2] == ["first (5)", "second (2)"]
+
+
+def test_what_is_found_in_a_joined_record_is_what_was_found_in_each_run():
+    runs, joined = joined_with_other_steps()
+    found = found_curves(joined)
+    assert "In first, all 5 members memorised, at epoch 27 (median; range 20 to 38); all 5" in found
+    assert "In second, all 2 members memorised, at epoch 23.5 (median; range 20 to 27); all 2" in found
+    for label, record in runs.items():
+        alone = found_curves(record)
+        assert f"{label}: {alone[alone.index('Held-out') :]}" in found
+
+
+def test_runs_are_settings_named_by_their_run_and_by_what_else_differs():
+    sweep = synthetic.sweep_record(settings=2, repeats=2)
+    three = join_records({"z": synthetic.parity_record(members=2), "a": sweep, "m": synthetic.parity_record(members=1)})
+    found = settings(three["curves"].to_dataset())
+    assert [setting.label for setting in found] == ["z", "a, weight_decay = 0.05", "a, weight_decay = 0.1", "m"]
+    assert [setting.members.tolist() for setting in found] == [[0, 1], [4, 5], [2, 3], [6]]
+    assert [setting.opening for setting in found][:2] == ["In z, ", "In a, weight_decay = 0.05, "]
+    [alone] = settings(join_records({"z": sweep})["curves"].to_dataset().isel(member=[0]))
+    assert alone.label == "z"
+
+
+def test_a_joined_group_is_taken_apart_into_what_the_runs_had():
+    runs, joined = joined_with_other_steps()
+    parts = by_run(joined["curves"].to_dataset())
+    assert list(parts) == ["first", "second"]
+    for label, part in parts.items():
+        original = runs[label]["curves"].to_dataset()
+        assert set(part.coords) == set(original.coords)
+        np.testing.assert_array_equal(part.step, original.step)
+        for name in ("loss", "accuracy"):
+            np.testing.assert_array_equal(part[name].transpose(*original[name].dims), original[name])
+    alone = runs["first"]["curves"].to_dataset()
+    assert list(by_run(alone)) == [""]
+
+
+def test_onsets_that_were_not_looked_for_are_not_told_as_not_happened():
+    without = replaced(synthetic.parity_record(members=2), onset=None)
+    joined = join_records({"with": synthetic.parity_record(members=3), "without": without})
+    assert read_onsets(joined, np.array([3, 4])) is None
+    found = found_curves(joined)
+    assert "In with, all 3 members memorised" in found
+    assert "In without" not in found
+    is_drawn(draw_curves(joined))
+
+
+def test_values_at_are_those_of_the_nearest_measurement_of_each_member():
+    values = np.array([[1.0, np.nan], [np.nan, 2.0], [3.0, np.nan], [np.nan, 4.0]])
+    steps = np.array([0, 10, 20, 30])
+    np.testing.assert_array_equal(values_at(values, steps, np.array([10.0, 20.0])), [1, 2])  # Half-way: the earlier.
+    np.testing.assert_array_equal(values_at(values, steps, np.array([11.0, 99.0])), [3, 4])
+    np.testing.assert_array_equal(values_at(values, steps, np.array([np.nan, -5.0])), [np.nan, 2])
+    np.testing.assert_array_equal(values_at(values[:0], steps[:0], np.array([0.0, 0.0])), [np.nan, np.nan])
+
+
 def test_accuracy_against_uncorrupted_labels_is_drawn_where_it_was_measured():
     record = synthetic.parity_record()
     curves = record["curves"].to_dataset()
@@ -276,6 +356,11 @@ def test_decimals_never_round_a_miss_to_perfection():
     assert [decimals(value) for value in (1.0, 0.998, 0.5, 0.0, 0.001)] == ["1.00", "0.998", "0.50", "0.00", "0.001"]
 
 
+def test_clauses_are_listed():
+    assert [listing(words) for words in ([], ["a"], ["a", "b"], ["a", "b", "c"])] == ["", "a", "a and b", "a, b and c"]
+    assert [capital(text) for text in ("", "a b", "A")] == ["", "A b", "A"]
+
+
 def test_spread_and_clock():
     assert spread([3.0]) == "3"
     assert spread([1.0, 2.0, 10.0]) == "2 (median; range 1 to 10)"
@@ -342,7 +427,7 @@ def test_a_record_without_learning_curves_is_refused_and_not_offered():
     record = replaced(synthetic.parity_record(), curves=None)
     with pytest.raises(ValueError, match="LearningCurves"):
         draw_curves(record)
-    assert [spec.name for spec in available(record)] == ["neuron_norms"]
+    assert [spec.name for spec in available(record)] == ["effective_sparsity", "subnetworks", "neuron_norms"]
     assert available(synthetic.record({})) == ()
 
 
@@ -381,7 +466,8 @@ def test_taking_the_caption_away_takes_its_room_away():
 
 
 def test_nothing_overlaps_in_the_figures():
-    for record in (synthetic.parity_record(), synthetic.sweep_record(), synthetic.sweep_record(12, 2)):
+    joined = joined_with_other_steps()[1]
+    for record in (synthetic.parity_record(), synthetic.sweep_record(), synthetic.sweep_record(12, 2), joined):
         for spec in FIGURES:
             figure = spec.draw(record)
             canvas = FigureCanvasAgg(figure)

@@ -8,6 +8,7 @@ from matplotlib.collections import LineCollection
 
 from grok_lightning.figures import draw_neuron_norms, found_neuron_norms
 from grok_lightning.figures.neuron_norms import MOST_LINES, dominant_neurons
+from grok_lightning.records import join_records
 
 
 def line(axes, label):
@@ -90,6 +91,27 @@ def test_members_of_different_settings_are_never_averaged():
     for label, members in (("weight_decay = 0.1", [0, 1, 2]), ("weight_decay = 0.05", [3, 4, 5])):
         np.testing.assert_allclose(line(left, f"generalising {label}").get_ydata(), norm[:, members].mean(axis=1))
     assert "weight_decay 0.1" in right.get_title(loc="left").replace("\n", " ")
+
+
+def test_runs_with_other_steps_and_other_widths_lie_over_one_another():
+    narrow = synthetic.parity_record(members=2, neurons=50)
+    neurons = narrow["neurons"].to_dataset().isel(step=slice(0, None, 3))
+    narrow = replaced(narrow, neurons=neurons.assign_coords(step=neurons.step + 1))
+    wide = synthetic.parity_record(members=3)
+    joined = join_records({"narrow": narrow, "wide": wide})
+    left, right = draw_neuron_norms(joined).axes
+    for label, record in (("narrow", narrow), ("wide", wide)):
+        group = record["neurons"].to_dataset()
+        for role, neuron in (("memorising", 3), ("generalising", 7)):
+            drawn = line(left, f"{role} {label}")
+            np.testing.assert_allclose(drawn.get_xdata(), group.step / 32)
+            np.testing.assert_allclose(drawn.get_ydata(), group.norm.sel(neuron=neuron).mean("member"))
+        assert f"{label}: {found_neuron_norms(record)}" in found_neuron_norms(joined)
+    [lines] = [entry for entry in right.collections if isinstance(entry, LineCollection)]
+    segments = np.stack(lines.get_segments())
+    np.testing.assert_allclose(segments[:, :, 0], np.tile(neurons.step / 32 + 1 / 32, (50, 1)))
+    np.testing.assert_allclose(segments[:, :, 1], neurons.norm.sel(member=0).values.T)
+    assert right.get_title(loc="left").replace("\n", " ") == "All 50 neurons of member 0 (run narrow, seed 0)"
 
 
 def test_each_tracked_layer_gets_a_row():

@@ -73,13 +73,15 @@ def predictions(logits: Tensor) -> Tensor:
         logits: ``(..., C)``.
 
     Returns:
-        ``(...)``, of the logits' type; NaN, which agrees with nothing, where a logit is NaN.
+        ``(...)``, float32 whatever the logits are; NaN, which agrees with nothing, where a logit is NaN.
 
     """
-    if logits.shape[-1] == 1:
-        return logits.squeeze(-1).sign()
-    largest, index = logits.max(dim=-1)  # NaN counts as the largest
-    return torch.where(largest.isnan(), torch.nan, index.to(logits.dtype))
+    return torch.where(logits.isnan().any(dim=-1), torch.nan, _predictions(logits))
+
+
+def _predictions(logits: Tensor) -> Tensor:
+    """Return :func:`predictions` of logits that are numbers; torch's ``sign`` of NaN is 0."""
+    return logits.squeeze(-1).sign().float() if logits.shape[-1] == 1 else logits.argmax(dim=-1).float()
 
 
 def is_right(predicted: Tensor, targets: Tensor, n_outputs: int) -> Tensor:
@@ -94,9 +96,11 @@ def is_right(predicted: Tensor, targets: Tensor, n_outputs: int) -> Tensor:
         ``(...)``, bool.
 
     """
-    if n_outputs == 1:
-        targets = torch.where(targets > 0, 1, -1)
-    return predicted == targets
+    return predicted == _as_predictions(targets, n_outputs)
+
+
+def _as_predictions(targets: Tensor, n_outputs: int) -> Tensor:
+    return torch.where(targets > 0, 1, -1) if n_outputs == 1 else targets
 
 
 def prefix_search(activations: Tensor, readout: Tensor, rest: Tensor, order: Tensor, targets: Tensor) -> Sizes:
@@ -128,7 +132,7 @@ def prefix_counts(activations: Tensor, readout: Tensor, rest: Tensor, order: Ten
     :func:`prefix_search`.
 
     Returns:
-        ``(2, ..., neuron + 1)``, int64.
+        ``(2, ..., neuron + 1)``, int64; −1 where a logit is NaN.
 
     Raises:
         ValueError: If the shapes do not fit.
@@ -159,7 +163,8 @@ def prefix_counts(activations: Tensor, readout: Tensor, rest: Tensor, order: Ten
 def _prefix_counts_of_one(activations: Tensor, readout: Tensor, rest: Tensor, order: Tensor, targets: Tensor) -> Tensor:
     (n_rows, n_neurons), n_outputs = activations.shape, len(readout)
     readout = readout.index_select(1, order).T.contiguous()
-    counts = torch.zeros(2, n_neurons + 1, dtype=torch.int64, device=rest.device)
+    activations = activations.contiguous()  # choosing neurons of a transposed matrix is slow
+    counts = torch.zeros(2, n_neurons + 1, dtype=torch.float64, device=rest.device)
     at_once = max(1, AT_ONCE // ((n_neurons + 1) * n_outputs))
     for start in range(0, n_rows, at_once):
         rows = slice(start, start + at_once)
@@ -167,10 +172,29 @@ def _prefix_counts_of_one(activations: Tensor, readout: Tensor, rest: Tensor, or
         logits = rest.new_empty(len(ranked), n_neurons + 1, n_outputs)
         logits[:, 0] = rest[rows]
         torch.mul(ranked.unsqueeze(-1), readout, out=logits[:, 1:])
-        predicted = predictions(logits.cumsum(dim=1))  # (row, size)
-        counts[0] += (predicted == predicted[:, -1:]).sum(dim=0)
-        counts[1] += is_right(predicted, targets[rows].unsqueeze(1), n_outputs).sum(dim=0)
-    return counts
+        logits = logits.cumsum(dim=1)
+        if bool(logits[:, -1].isnan().any()):  # once NaN, a sum stays NaN
+            return torch.full_like(counts, -1, dtype=torch.int64)
+        predicted = _predictions(logits)  # (row, size)
+        wanted = torch.stack([predicted[:, -1], _as_predictions(targets[rows], n_outputs).float()])
+        counts += _count_signs(predicted, wanted) if n_outputs == 1 else _count_classes(predicted, wanted)
+    return counts.to(torch.int64)
+
+
+def _count_classes(predicted: Tensor, wanted: Tensor) -> Tensor:
+    """Return ``(2, size)``: in how many rows predictions ``(row, size)`` are those wanted, ``(2, row)``."""
+    return torch.stack([(predicted == column.unsqueeze(1)).sum(dim=0) for column in wanted])
+
+
+def _count_signs(predicted: Tensor, wanted: Tensor) -> Tensor:
+    """Return what :func:`_count_classes` does, for predictions −1, 0 and +1, by matrix products: several times faster.
+
+    For signs s and w, ``s w / 2 + |s w| / 2`` is 1 where both are the same and not 0; ``(1 − |s|) (1 − |w|)`` is 1
+    where both are 0. Written as a term in s, one in ``|s|``, and one in neither.
+    """
+    size = wanted.abs()
+    neither = (1 - size).sum(dim=1, keepdim=True)
+    return wanted @ predicted / 2 + (1.5 * size - 1) @ predicted.abs() + neither
 
 
 def first_sizes(counts: Tensor, n_rows: int) -> Sizes:
