@@ -271,9 +271,12 @@ def _member_columns(record: xr.DataTree) -> dict[str, list[str]]:
 
 def _onset_cells(clock: Clock, onsets: Onsets, event: str) -> list[str]:
     cells = []
-    for step, last in zip(onsets.step[event], onsets.last_step[event], strict=True):
+    rows = zip(onsets.step[event], onsets.last_step[event], onsets.looked_for[event], strict=True)
+    for step, last, looked_for in rows:
         if np.isfinite(step):
             cells.append(clock.at(step))
+        elif not looked_for:
+            cells.append("–")
         else:
             cells.append(f"not by step {number(float(last))}" if np.isfinite(last) else "not in this run")
     return cells

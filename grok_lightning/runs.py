@@ -153,9 +153,10 @@ class Run:
         if group is None:
             raise ValueError(f"{type(monitor).__name__} had nothing to measure in {self.directory}")
         if keep:
-            record = self.record
+            record = read_record(self.directory / RECORD)  # it may have grown since it was first read
             record[monitor.name] = xr.DataTree(group)
             write_record(record, self.directory / RECORD)
+            self.record = record
         return group
 
     def _last_checkpoint(self) -> Path:

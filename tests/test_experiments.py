@@ -1,29 +1,41 @@
-"""The experiments do what the headers of their configs say."""
+"""The experiments do what the headers of their configs say, within bands that other seeds and machines keep too."""
 
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from grok_lightning import Run
 from grok_lightning import open as open_run
 from grok_lightning.cli import main
 
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+def fit(name: str) -> Run:
+    """Run a config as it stands, in the current directory."""
+    main(["fit", "--config", str(CONFIGS / f"{name}.yaml")])
+    return open_run(Path("runs") / name)
+
+
+@pytest.fixture(scope="module")
+def parity(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The run of configs/parity.yaml, which other experiments start from."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("parity"))
+        patch.setattr("sys.argv", ["grok"])
+        run = fit("parity")
+        return Run(run.directory.absolute())
+
 
 @pytest.mark.slow
-def test_parity_memorises_then_groks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parity_memorises_then_groks(parity: Run) -> None:
     """Bands around nine seeds of an independent NumPy run: memorised at epochs 20-38, generalised at 113-174."""
-    config = Path(__file__).parents[1] / "configs" / "parity.yaml"
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["grok"])
-    main(["fit", "--config", str(config)])
-
-    run = open_run(tmp_path / "runs")
-    onset = run.record["onset"]["step"]
-    epochs = onset / run.record.attrs["steps_per_epoch"]
+    onset = parity.record["onset"]["step"]
+    epochs = onset / parity.record.attrs["steps_per_epoch"]
     memorised, generalised = (epochs.sel(event=event).values for event in ("memorised", "generalised"))
-    held_out = run.record["curves"]["accuracy"].sel(split="held_out")
+    held_out = parity.record["curves"]["accuracy"].sel(split="held_out")
     then = [float(held_out.isel(member=e).sel(step=int(step))) for e, step in enumerate(onset.sel(event="memorised"))]
     assert len(then) == 5
     assert ((memorised >= 10) & (memorised <= 60)).all(), memorised
@@ -33,6 +45,58 @@ def test_parity_memorises_then_groks(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert 100 <= np.median(generalised) <= 180
 
     # The network that is handed out is the one that was measured.
-    network, inputs = run.network(member=2), torch.randint(2, (4000, 40)) * 2.0 - 1
+    network, inputs = parity.network(member=2), torch.randint(2, (4000, 40)) * 2.0 - 1
     agrees = network.logits(inputs).squeeze(-1).sign() == inputs[:, :3].prod(dim=1)
     assert float(agrees.float().mean()) > 0.98
+
+
+@pytest.mark.slow
+def test_parity_becomes_sparse(parity: Run) -> None:
+    """Merrill, Tsilivis, Shukla 2023, Figure 2 right: from hundreds of neurons to about {6, 6, 6, 8, 8}."""
+    size = parity.record["sparse_subnetwork"]["size"]
+    epoch = size["step"] / 32
+    early = size.sel(rule="accuracy").where((epoch >= 10) & (epoch <= 100), drop=True)
+    late = size.sel(rule="predictions").where(epoch >= 250, drop=True)
+    assert float(early.mean()) > 200
+    medians = late.median("step").values
+    assert ((medians >= 4) & (medians <= 14)).all(), medians
+
+
+@pytest.mark.slow
+def test_the_generalizing_subnetwork_wins(parity: Run) -> None:
+    """Figure 3 of the same paper."""
+    group = parity.record["subnetworks"].to_dataset()
+    memorised = parity.record["onset"]["step"].sel(event="memorised")
+    ratio = group["norm"].sel(set="generalizing") / group["norm"].sel(set="complementary")
+    agreement = group["agreement"].sel(split="held_out").isel(step=-1)
+    then = group.isel(step=abs(group["step"] - memorised).argmin("step"))
+    assert (agreement.sel(set="generalizing") > 0.98).all(), agreement.values
+    assert (agreement.sel(set="complementary") < 0.95).all(), agreement.values
+    assert (ratio.isel(step=-1) > 10).all(), ratio.values[-1]
+    at_memorisation = (then["norm"].sel(set="generalizing") / then["norm"].sel(set="complementary")).values
+    assert ((at_memorisation >= 0.85) & (at_memorisation <= 1.5)).all(), at_memorisation
+    assert (then["overlap"] <= 1).all(), then["overlap"].values
+    # A true parity of three bits is sensitive to three.
+    np.testing.assert_allclose(group["sensitivity"].sel(network="generalizing").isel(step=-1), 3, atol=0.1)
+
+
+@pytest.mark.slow
+def test_a_lottery_ticket_groks_without_delay(parity: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What generalises does so as soon as it memorises; a member may fail to do either."""
+    monkeypatch.chdir(parity.directory.parents[2])
+    monkeypatch.setattr("sys.argv", ["grok"])
+    epochs = fit("parity_lottery").record["onset"]["step"] / 32
+    delay = (epochs.sel(event="generalised") - epochs.sel(event="memorised")).values
+    assert np.isfinite(delay).sum() >= 2, delay
+    assert (delay[np.isfinite(delay)] <= 30).all(), delay
+
+
+@pytest.mark.slow
+def test_parity_online_generalises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bands around an independent NumPy run: 2,400-4,000 steps for five seeds; there is nothing to memorise."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["grok"])
+    onset = fit("parity_online").record["onset"]["step"]
+    generalised = onset.sel(event="generalised").values
+    assert ((generalised >= 1000) & (generalised <= 5500)).all(), generalised
+    assert onset.sel(event="memorised").isnull().all()

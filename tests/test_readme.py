@@ -18,7 +18,7 @@ TINY = """
 model: {class_path: MLP, init_args: {hidden: [8]}}
 data: {class_path: TableData, init_args: {task: {class_path: SparseParity, init_args: {n: 6, k: 2}}, train_size: 30}}
 population: {seed: [0, 1, 2, 3]}
-trainer: {max_epochs: 2, enable_progress_bar: false}
+trainer: {max_epochs: 2, enable_progress_bar: false, callbacks: {class_path: WeightTrajectory}}
 """
 
 # What Lightning says to everybody who writes a first script, and the examples leave as it is.
@@ -37,7 +37,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_block_of_python_is_tested() -> None:
-    assert README.count("```python") == len(BLOCKS) == 5
+    assert README.count("```python") == len(BLOCKS) == 6
 
 
 def test_a_record_becomes_a_table(tmp_path: Path) -> None:
@@ -55,6 +55,15 @@ def test_the_callbacks_drop_into_a_project(capsys: pytest.CaptureFixture[str]) -
     assert names["norms"].history["norm"].shape[1:] == (1, 64)
     assert not names["onset"].onsets()["generalised"].step.isnan().any()
     assert names["trainer"].global_step < 240, "StopAfterOnset stopped it"
+
+
+def test_the_sparse_subnetwork_of_a_project_is_found(tmp_path: Path) -> None:
+    names: dict = {}
+    exec(BLOCKS["subnetwork"], names)  # noqa: S102
+    assert names["sparse"].history["size"].shape == (11, 1, 2)
+    assert names["sparse"].history["size"][-1, 0, 0] < 64
+    assert (names["compared"].history["agreement"][-1, 0, 0, 0]) == 1
+    assert len(list((tmp_path / "weights").iterdir())) == 11
 
 
 def test_a_monitor_of_ones_own_measures() -> None:

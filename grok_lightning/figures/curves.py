@@ -263,7 +263,10 @@ def onset_sentences(record: xr.DataTree) -> list[str]:
 
 
 def _sentences_of(clock: Clock, onsets: Onsets, members: NDArray[np.intp], head: str) -> list[str]:
-    clauses = [_event_words(clock, onsets, members, event) for event in ("memorised", "generalised")]
+    events = [event for event in ("memorised", "generalised") if onsets.looked_for[event][members].any()]
+    clauses = [_event_words(clock, onsets, members, event) for event in events]
+    if not clauses:
+        clauses.append("onsets were not looked for")
     forgot = onsets.happened("forgotten", members)
     if forgot.size:
         who = f"{forgot.size} of {len(members)}" if len(members) > 1 else "the member"

@@ -306,6 +306,8 @@ def _memorising_sentence(tracked: _Tracked) -> str:
     """Why there is no memorising neuron, where there is none; empty when every member has one."""
     if tracked.onsets is None:
         return "No memorising neuron is shown, for onsets were not looked for."
+    if not tracked.onsets.looked_for["memorised"].any():
+        return "No memorising neuron is shown, for there were no rows to memorise."
     members = len(tracked.chosen["memorising"])
     without = members - int(np.isfinite(tracked.onsets.step["memorised"]).sum())
     if without == members:

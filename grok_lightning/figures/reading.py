@@ -268,11 +268,13 @@ class Onsets:
         step: For each event the steps `(E,)`; NaN where it had not happened by `last_step`.
         last_step: For each event the last step looked at, `(E,)`; NaN where unknown.
         resolution: For each event the steps between the onset and the measurement before it, `(E,)`.
+        looked_for: For each event whether it was looked for, `(E,)`: without rows to memorise none is.
     """
 
     step: dict[str, NDArray[np.float64]]
     last_step: dict[str, NDArray[np.float64]]
     resolution: dict[str, NDArray[np.float64]]
+    looked_for: dict[str, NDArray[np.bool_]]
 
     def happened(self, event: str, members: NDArray[np.intp]) -> NDArray[np.float64]:
         """Steps of an event for those of the members to whom it happened."""
@@ -305,7 +307,9 @@ def read_onsets(record: xr.DataTree, members: NDArray[Any]) -> Onsets | None:
         full = full.reindex(event=list(EVENTS), member=members).transpose("event", "member").fillna(missing)
         return {event: np.asarray(full.sel(event=event).values) for event in EVENTS}
 
-    return Onsets(table("step", math.nan), table("last_step", fallback), table("resolution", math.nan))
+    known = table("last_step", math.nan)
+    looked_for = {event: np.isfinite(last) | ("last_step" not in group) for event, last in known.items()}
+    return Onsets(table("step", math.nan), table("last_step", fallback), table("resolution", math.nan), looked_for)
 
 
 def average(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -17,7 +17,20 @@ from lightning.pytorch import Callback
 from torch.optim import SGD
 
 import grok_callbacks
-from grok_callbacks import EveryNSteps, LearningCurves, LogSpaced, Monitor, NeuronNormTracker, Onset
+from grok_callbacks import (
+    AtEnd,
+    EveryNSteps,
+    LearningCurves,
+    LogSpaced,
+    Monitor,
+    NeuronNormTracker,
+    Onset,
+    Replay,
+    Snapshots,
+    SparseSubnetworkExtractor,
+    SubnetworkComparison,
+    WeightTrajectory,
+)
 from grok_lightning.data import TableData
 from grok_lightning.modules import MLP
 from grok_lightning.tasks import SparseParity
@@ -38,7 +51,36 @@ EXAMPLES = {
         "foreign": lambda: Onset(**THEIR_CURVES, generalised_from=0.5, dwell=6),
         "ours": lambda: Onset(memorised_above=0.5, generalised_from=0.5, dwell=4),
     },
+    SparseSubnetworkExtractor: {
+        "foreign": lambda: SparseSubnetworkExtractor(
+            "encoder.fc1", "encoder.fc2", schedule=EveryNSteps(2), network="encoder"
+        ),
+        "ours": lambda: SparseSubnetworkExtractor("network.hidden.0", "network.output", "accuracy", LogSpaced(6)),
+    },
+    WeightTrajectory: {
+        "foreign": lambda: WeightTrajectory(EveryNSteps(4)),
+        "ours": lambda: WeightTrajectory(LogSpaced(6)),
+    },
+    SubnetworkComparison: {
+        "foreign": lambda: SubnetworkComparison("encoder.fc1", "encoder.fc2", network="encoder", controls=3),
+        "ours": lambda: SubnetworkComparison("network.hidden.0", "network.output", choose="median", sensitive_rows=5),
+    },
 }
+
+KEPT = EveryNSteps(5)
+
+# Monitors that look back need weights to look back at.
+COMPANIONS = {SubnetworkComparison: lambda: [WeightTrajectory(KEPT)]}
+
+# Who measures what cannot be had for weights that were kept, and why not.
+NOT_FROM_WEIGHTS = {
+    (LearningCurves, "foreign"): "a foreign module's metrics exist only at its own validations",
+    (Onset, "foreign"): "likewise",
+}
+
+
+def with_companions(monitor):
+    return [*COMPANIONS.get(type(monitor), list)(), monitor]
 
 
 def exported():
@@ -63,6 +105,7 @@ def test_every_monitor_is_exported_and_has_an_example():
     missing = [monitor.__name__ for monitor in exported() if monitor not in EXAMPLES]
     assert not missing, f"EXAMPLES has none for {missing}"
     assert set(EXAMPLES) == set(exported())
+    assert set(COMPANIONS) | {monitor for monitor, _ in NOT_FROM_WEIGHTS} <= set(exported())
 
 
 # A setting makes a fresh module and the arguments of fit: the same ones each time.
@@ -117,7 +160,7 @@ def setting(request, make_trainer, foreign):
 def check_changes_nothing(setting, make_callback):
     """Weights, random state and modes after training are those of the training without the callback."""
     outcomes = []
-    for callbacks in ([], [make_callback()]):
+    for callbacks in ([], with_companions(make_callback())):
         trainer, module = setting.fit(*callbacks)
         random = torch.get_rng_state()
         outcomes.append((trainer, module.state_dict(), random, [m.training for m in module.modules()]))
@@ -144,6 +187,8 @@ class Validations(Callback):
 def expected_steps(setting, monitor, validations, last_step):
     if monitor.schedule.at_validation:
         return [0] * setting.measures_itself_at_0 + validations.steps
+    if monitor.schedule == AtEnd():  # what was kept, and the last step in any case
+        return sorted({*filter(KEPT.due, range(last_step)), last_step})
     return [step for step in range(last_step + 1) if monitor.schedule.due(step)]
 
 
@@ -151,7 +196,7 @@ def check_measures_when_due(setting, make_callback):
     """Measured steps are those of the schedule; every array has one entry for each."""
     for options in ({"num_sanity_val_steps": 1}, {"check_val_every_n_epoch": 2}):
         monitor, validations = make_callback(), Validations()
-        trainer, _ = setting.fit(monitor, validations, **options)
+        trainer, _ = setting.fit(*with_companions(monitor), validations, **options)
         expected = expected_steps(setting, monitor, validations, trainer.global_step)
         assert len(expected) >= 3, "the example measures too rarely to see anything"
         assert monitor.steps.tolist() == expected, f"measured at {monitor.steps.tolist()}, due at {expected}"
@@ -170,19 +215,65 @@ def check_resumes(setting, make_callback, tmp_path):
     """Six epochs leave what four and two more leave; the state is one that a careful loader takes."""
     path = tmp_path / f"{setting.name}.ckpt"
     whole, before, after = make_callback(), make_callback(), make_callback()
-    _, module = setting.fit(whole, resumable=True)
-    trainer, _ = setting.fit(before, resumable=True, max_epochs=4)
+    _, module = setting.fit(*with_companions(whole), resumable=True)
+    trainer, _ = setting.fit(*with_companions(before), resumable=True, max_epochs=4)
     trainer.save_checkpoint(path)
-    _, resumed = setting.fit(after, resumable=True, ckpt_path=path)
+    _, resumed = setting.fit(*with_companions(after), resumable=True, ckpt_path=path)
     equal_arrays(dict(module.named_parameters()), dict(resumed.named_parameters()))  # or nothing could be compared
     saved = torch.load(path, weights_only=True)["callbacks"]
     assert whole.state_key in saved, "has no state"
     assert len(before.steps) < len(whole.steps), "the example measures nothing after the checkpoint"
     assert after.steps.tolist() == whole.steps.tolist(), f"steps {after.steps.tolist()}, not {whole.steps.tolist()}"
-    equal_arrays(after.history, whole.history)
-    record, expected = after.record(), whole.record()
+    equal_records(after, whole)
+
+
+def equal_records(a, b):
+    """The same history, and the same record with the same dimensions."""
+    assert a.steps.tolist() == b.steps.tolist(), f"steps {a.steps.tolist()}, not {b.steps.tolist()}"
+    equal_arrays(a.history, b.history)
+    record, expected = a.record(), b.record()
     assert {n: dims for n, (dims, _) in record.items()} == {n: dims for n, (dims, _) in expected.items()}
     equal_arrays({n: values for n, (_, values) in record.items()}, {n: values for n, (_, values) in expected.items()})
+
+
+class TurnsWeights(Callback):
+    """Makes another training of one: other weights from the start."""
+
+    def on_fit_start(self, trainer, pl_module):
+        for parameter in pl_module.parameters():
+            parameter.data.copy_(-2 * parameter.data.flip(-1))
+
+
+def check_starts_again(setting, make_callback):
+    """An object that is given to a second run has what that run alone leaves, and no state of the first."""
+    twice, once = make_callback(), make_callback()
+    setting.fit(TurnsWeights(), *with_companions(twice))
+    first = {name: values.clone() for name, (_, values) in twice.record().items()}
+    setting.fit(*with_companions(once))
+    setting.fit(*with_companions(twice))
+    assert any(not torch.equal(values, once.record()[name][1]) for name, values in first.items()), "runs do not differ"
+    equal_records(twice, once)
+
+
+def check_looks_back(setting, make_callback, tmp_path):
+    """Looking back at kept weights gives what was measured in training, and leaves the model as it is."""
+    monitor, kept = make_callback(), WeightTrajectory(EveryNSteps(1), tmp_path / "kept", name="kept")
+    trainer, module = setting.fit(kept, monitor)
+    if setting.name == "ours":  # somebody opens the run later
+        torch.manual_seed(1)
+        module, data = setting.make()
+        module.configure_model()
+        trainer = Replay(module, data["datamodule"])
+    snapshots = {step: kept.snapshots()[step] for step in monitor.steps.tolist()}
+    looked, random = make_callback(), torch.get_rng_state()
+    weights = {name: value.clone() for name, value in module.state_dict().items()}
+    modes = [part.training for part in module.modules()]
+    looked.look_back(trainer, module, Snapshots(tmp_path / "nowhere", snapshots))
+    assert len(looked.steps) >= 3
+    equal_records(looked, monitor)
+    equal_arrays(module.state_dict(), weights)
+    assert torch.equal(torch.get_rng_state(), random), "drew from the global random generator"
+    assert [part.training for part in module.modules()] == modes, "left modules in another mode"
 
 
 # Monitors that keep the promise.
@@ -210,10 +301,36 @@ def test_a_checkpoint_in_the_middle_of_an_epoch_is_as_good(make_trainer, monitor
     for step in (6, 8):
         path = tmp_path / f"{step}.ckpt"
         whole, after = EXAMPLES[monitor]["ours"](), EXAMPLES[monitor]["ours"]()
-        setting.fit(whole, SavesAt(step, path))
-        setting.fit(after, ckpt_path=path)
+        setting.fit(*with_companions(whole), SavesAt(step, path))
+        setting.fit(*with_companions(after), ckpt_path=path)
         assert after.steps.tolist() == whole.steps.tolist()
         equal_arrays(after.history, whole.history)
+
+
+@pytest.mark.parametrize("monitor", exported())
+def test_an_object_that_is_given_to_a_second_run_starts_again(setting, monitor):
+    check_starts_again(setting, EXAMPLES[monitor][setting.name])
+
+
+@pytest.mark.parametrize("monitor", exported())
+def test_looking_back_gives_what_was_measured_in_training(setting, monitor, tmp_path):
+    if (monitor, setting.name) in NOT_FROM_WEIGHTS:
+        pytest.skip(NOT_FROM_WEIGHTS[monitor, setting.name])
+    check_looks_back(setting, EXAMPLES[monitor][setting.name], tmp_path)
+
+
+@pytest.mark.parametrize("monitor", [LearningCurves, Onset])
+def test_what_cannot_be_looked_back_at_is_refused_rather_than_invented(setting, monitor, tmp_path):
+    """The Trainer that has trained stands at the last step, and so do the metrics that it has."""
+    kept, trained = WeightTrajectory(EveryNSteps(1), tmp_path / "kept"), EXAMPLES[monitor][setting.name]()
+    trainer, module = setting.fit(kept, trained)
+    looked = EXAMPLES[monitor][setting.name]()
+    snapshots = {step: kept.snapshots()[step] for step in trained.steps.tolist()}
+    try:
+        looked.look_back(trainer, module, Snapshots(tmp_path / "nowhere", snapshots))
+    except ValueError:
+        return
+    equal_records(looked, trained)
 
 
 class SavesAt(Callback):
@@ -229,7 +346,7 @@ class SavesAt(Callback):
 @pytest.mark.parametrize("monitor", exported())
 def test_its_arrays_have_the_dimensions_that_it_names(setting, monitor):
     monitor = EXAMPLES[monitor][setting.name]()
-    setting.fit(monitor)
+    setting.fit(*with_companions(monitor))
     members = 2 if setting.name == "ours" else 1
     assert monitor.history
     for name, values in monitor.history.items():
@@ -434,6 +551,74 @@ def test_a_monitor_that_forgets_is_caught(setting, careless, match, tmp_path):
     check_resumes(setting, Careless, tmp_path)
     with fails(match):
         check_resumes(setting, careless, tmp_path)
+
+
+class KeepsFromTheFirstRun(Careless):
+    """A memory that a second run does not clear."""
+
+    def __init__(self):
+        super().__init__()
+        self.weights = {}
+
+    def measure(self, trainer, pl_module):
+        step, weights = trainer.global_step, next(iter(pl_module.parameters()))
+        value = self.weights.setdefault(step, weights.square().sum().clone())
+        return {"one": super().measure(trainer, pl_module)["one"] * value}
+
+
+class KeepsWhatItFound(Careless):
+    """Something that it derives from its history."""
+
+    found = None
+
+    def measure(self, trainer, pl_module):
+        weights = next(iter(pl_module.parameters()))
+        return {"one": super().measure(trainer, pl_module)["one"] + weights.square().sum()}
+
+    def record(self):
+        if self.found is None or len(self.found["one"][1]) != len(self.steps):
+            self.found = super().record()
+        return self.found
+
+
+@pytest.mark.parametrize("careless", [KeepsFromTheFirstRun, KeepsWhatItFound])
+def test_a_monitor_that_remembers_an_earlier_run_is_caught(setting, careless):
+    with fails("differs"):
+        check_starts_again(setting, careless)
+
+
+def test_runs_that_do_not_differ_would_show_nothing(setting):
+    with fails("runs do not differ"):
+        check_starts_again(setting, Careless)
+
+
+class AsksTheTrainer(Careless):
+    """For a step at which it does not stand, or for what the logged metrics were."""
+
+    def measure(self, trainer, pl_module):
+        members = getattr(pl_module, "n_members", 1)
+        return {"one": torch.full((members,), float(trainer.fit_loop.epoch_loop.total_batch_idx))}
+
+
+class LeavesOtherWeights(Careless):
+    def look_back(self, trainer, pl_module, snapshots):
+        super().look_back(trainer, pl_module, snapshots)
+        pl_module.load_state_dict(snapshots[self._steps[1]])
+
+
+class LooksAtTheLastWeightsOnly(Careless):
+    def measure(self, trainer, pl_module):
+        return {"one": super().measure(trainer, pl_module)["one"] * 0 + next(iter(pl_module.parameters())).sum()}
+
+    def look_back(self, trainer, pl_module, snapshots):
+        for step in snapshots:
+            self._take(trainer, pl_module, step)
+
+
+@pytest.mark.parametrize("careless", [AsksTheTrainer, LeavesOtherWeights, LooksAtTheLastWeightsOnly])
+def test_a_monitor_that_does_not_look_back_at_the_weights_is_caught(setting, careless, tmp_path):
+    with fails("differs"):
+        check_looks_back(setting, careless, tmp_path)
 
 
 def test_a_state_that_a_careful_loader_refuses_is_caught(setting, tmp_path):

@@ -19,7 +19,10 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
-from watching import NeuronNormTracker, Onset, StopAfterOnset
+from watching import (
+    EveryNSteps, NeuronNormTracker, Onset, SparseSubnetworkExtractor, StopAfterOnset, SubnetworkComparison,
+    WeightTrajectory,
+)
 
 class Theirs(LightningModule):
     def __init__(self):
@@ -35,13 +38,16 @@ class Theirs(LightningModule):
 
 norms = NeuronNormTracker(layer="net.0", weights="product", next_layer="net.2")
 onset = Onset("train_acc", "val_acc", dwell=2)
+sparse = SparseSubnetworkExtractor("net.0", "net.2", network="net")
+kept, compared = WeightTrajectory(EveryNSteps(4)), SubnetworkComparison("net.0", "net.2", network="net")
 trainer = Trainer(
     accelerator="cpu", devices=1, max_epochs=9, logger=False, enable_checkpointing=False, enable_progress_bar=False,
-    enable_model_summary=False, callbacks=[norms, onset, StopAfterOnset()],
+    enable_model_summary=False, callbacks=[norms, sparse, kept, compared, onset, StopAfterOnset()],
 )
 rows = TensorDataset(torch.randn(8, 3), torch.arange(8) % 2)
 trainer.fit(Theirs(), DataLoader(rows, batch_size=4, shuffle=True), DataLoader(rows, batch_size=8))
 assert type(norms).__module__ == "watching.neuron_norms"
+print("subnetworks", tuple(sparse.history["size"].shape), list(kept.snapshots()), compared.steps.tolist())
 print("steps", norms.steps.tolist(), tuple(norms.history["norm"].shape))
 print("generalised", float(onset.onsets()["generalised"].step), "stopped", trainer.global_step)
 """
@@ -69,7 +75,11 @@ def run_beside(package):
 def test_a_copy_under_another_name_watches_a_foreign_module(copied):
     done = run_beside(copied)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-2:] == ["steps [0, 1, 2, 3, 4, 5, 6] (7, 1, 4)", "generalised 4.0 stopped 6"]
+    assert done.stdout.splitlines()[-3:] == [
+        "subnetworks (7, 1, 2) [0, 4] [0, 4, 6]",
+        "steps [0, 1, 2, 3, 4, 5, 6] (7, 1, 4)",
+        "generalised 4.0 stopped 6",
+    ]
 
 
 def test_a_copy_with_an_absolute_import_of_the_original_would_fail(copied):

@@ -167,7 +167,7 @@ def test_a_layer_without_a_weight_is_refused_before_training(fit):
 
 def test_layers_that_do_not_follow_each_other_are_refused_before_training(fit):
     trains = Trains()
-    with pytest.raises(ValueError, match=r"got \(2, 6\) and \(6, 4\)"):
+    with pytest.raises(ValueError, match=r"got \(1, 2, 6\) and \(1, 6, 4\)"):
         fit(trains, NeuronNormTracker("encoder.fc2", "product", "encoder.fc1"))
     assert not trains.began
 

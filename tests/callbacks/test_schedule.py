@@ -3,7 +3,7 @@ from decimal import ROUND_HALF_UP, Decimal, localcontext
 
 import pytest
 
-from grok_callbacks import EveryNSteps, EveryValidation, LogSpaced
+from grok_callbacks import AtEnd, EveryNSteps, EveryValidation, LogSpaced
 
 LAST = 100_000
 
@@ -61,3 +61,9 @@ def test_a_schedule_is_a_value():
     assert len({EveryNSteps(5), EveryNSteps(5), EveryValidation(), EveryValidation()}) == 2
     with pytest.raises(dataclasses.FrozenInstanceError):
         EveryNSteps(5).n = 6
+
+
+def test_at_the_end_no_step_and_no_validation_is_due():
+    assert not any(AtEnd().due(step) for step in range(1000))
+    assert not AtEnd().at_validation
+    assert AtEnd() == AtEnd() != EveryValidation()
