@@ -122,9 +122,9 @@ def experiment(epochs: int, measured: bool) -> tuple[float, dict[str, float]]:
         clock = Clock()
         watching: list[Callback] = [
             NeuronNormTracker(layer),
-            SparseSubnetworkExtractor(layer, reader, schedule=EveryNSteps(160)),
+            SparseSubnetworkExtractor(layer, reader, schedule=EveryNSteps(320)),
             WeightTrajectory(schedule=EveryNSteps(160)),
-            SubnetworkComparison(layer, reader, sensitive_rows=25),
+            SubnetworkComparison(layer, reader, limit=1000, sensitive_rows=25),
             LearningCurves(),
             Onset(),
             LastCheckpoint(),

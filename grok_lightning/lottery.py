@@ -1,8 +1,10 @@
 """Lottery tickets: does a subnetwork, trained alone from its own initial weights, still generalise late?"""
 
+from pathlib import Path
 from typing import Literal, final
 
 import torch
+import xarray as xr
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from typing_extensions import override
@@ -13,7 +15,7 @@ from grok_callbacks.monitor import find_weight
 from grok_callbacks.snapshots import state_of
 from grok_lightning.modules import GrokModule
 from grok_lightning.networks import Network
-from grok_lightning.population import seeds, stream
+from grok_lightning.population import Members, stream
 from grok_lightning.runs import WEIGHTS, open_run
 
 __all__ = ["LotteryTicket"]
@@ -27,10 +29,11 @@ class LotteryTicket(Intervention):
 
     After Frankle and Carbin 2019 (arXiv 1803.03635); the code of Merrill, Tsilivis, Shukla 2023 (arXiv 2303.11873) has
     such an experiment, which its paper does not report. Each member takes the initial weights of the member of that run
-    with the same seed, and keeps the neurons that the run's ``SubnetworkComparison`` found to generalise in its end
-    (``generalizing``), all others (``complementary``), or as many drawn at random (``control``). The weights into and
-    out of the other neurons, and their biases, are set to 0, where they stay: an activation that maps 0 to 0 passes
-    them neither a signal nor a gradient. The network trains as if it were as narrow, at the cost of the wide one.
+    with the same seed (and the same coordinates, where both runs have them), and keeps the neurons that the run's
+    ``SubnetworkComparison`` found to generalise in its end (``generalizing``), all others (``complementary``), or as
+    many drawn at random (``control``). The weights into and out of the other neurons, and their biases, are set to 0,
+    where they stay: an activation that maps 0 to 0 passes them neither a signal nor a gradient. The network trains as
+    if it were as narrow, at the cost of the wide one.
 
     The weights that are set to 0 are all that it changes: a resumed run goes on from its checkpoint.
 
@@ -70,15 +73,15 @@ class LotteryTicket(Intervention):
             raise ValueError(f"LotteryTicket: {type(pl_module.network).__name__} has no member axis")
         if reader.shape[2] != weight.shape[1]:
             raise ValueError(f"next_layer: '{self.next_layer}' reads {reader.shape[2]} inputs, not {weight.shape[1]}")
-        generalizing, initial = self._of_run(seeds(pl_module.members, "init_seed"))
+        generalizing, initial = self._of_run(pl_module.members)
         if generalizing.shape[1] != weight.shape[1]:
             raise ValueError(
                 f"LotteryTicket: {self.run} has {generalizing.shape[1]} neurons, '{self.layer}' has {weight.shape[1]}"
             )
         self._start(pl_module, initial, self._kept(generalizing))
 
-    def _of_run(self, wanted: list[int]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the generalizing neurons ``(E, neuron)`` and the initial weights of the members with these seeds."""
+    def _of_run(self, members: Members) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the generalizing neurons ``(E, neuron)`` and the initial weights of the run's members like these."""
         try:
             run = open_run(self.run)
             groups = [
@@ -86,22 +89,21 @@ class LotteryTicket(Intervention):
                 for group in run.record.children.values()
                 if group.attrs["kind"] == "SubnetworkComparison" and group.attrs["layer"] == self.layer
             ]
-        except OSError as error:
+        except FileNotFoundError as error:
             raise ValueError(f"LotteryTicket: {error}; train it first, with the config of that name") from error
+        except OSError as error:
+            raise ValueError(f"LotteryTicket: {error}") from error
         if not groups:
             raise ValueError(
                 f"LotteryTicket: {run.directory} has no SubnetworkComparison of layer '{self.layer}'; "
                 "it is made when a run ends"
             )
         group = groups[0].to_dataset()
-        theirs = group["init_seed" if "init_seed" in group.coords else "seed"].values.tolist()
-        if missing := sorted(set(wanted) - set(theirs)):
-            raise ValueError(f"LotteryTicket: {run.directory} has no member with seed {missing}, only {theirs}")
         if 0 not in (kept := Snapshots(run.directory / WEIGHTS)):
             raise ValueError(f"LotteryTicket: {run.directory} has no weights of step 0; a WeightTrajectory keeps them")
-        members = torch.tensor([theirs.index(seed) for seed in wanted])
-        initial = {name: value[members] for name, value in kept[0].items()}
-        return torch.as_tensor(group["generalizing"].values.astype(bool))[members], initial
+        partners = torch.tensor(_partners(members, group, run.directory))
+        initial = {name: value[partners] for name, value in kept[0].items()}
+        return torch.as_tensor(group["generalizing"].values.astype(bool))[partners], initial
 
     def _kept(self, generalizing: Tensor) -> Tensor:
         if self.keep == "control":
@@ -121,3 +123,25 @@ class LotteryTicket(Intervention):
         live[f"{self.next_layer}.weight"].mul_(kept.unsqueeze(-2))
         if f"{self.layer}.bias" in live:
             live[f"{self.layer}.bias"].mul_(kept)
+
+
+def _partners(members: Members, group: xr.Dataset, directory: Path) -> list[int]:
+    """Return for each member which one of a run is its own: the same seed and, where both have them, coordinates."""
+    theirs: Members = {
+        str(name): coordinate.values.tolist()
+        for name, coordinate in group.coords.items()
+        if name in {*members, "init_seed"}
+    }
+    seed, their_seed = ("init_seed" if "init_seed" in table else "seed" for table in (members, theirs))
+    shared = [name for name in members if name in theirs and not name.endswith("seed")]
+    partners = []
+    for e, wanted in enumerate(members[seed]):
+        own = {their_seed: wanted, **{name: members[name][e] for name in shared}}
+        fitting = [i for i in range(len(theirs[their_seed])) if all(theirs[n][i] == value for n, value in own.items())]
+        if len(fitting) != 1:
+            there = {name: theirs[name] for name in own}
+            raise ValueError(
+                f"LotteryTicket: {directory} has {len(fitting) or 'no'} members with {own}, not one; it has {there}"
+            )
+        partners.append(fitting[0])
+    return partners

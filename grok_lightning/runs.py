@@ -146,7 +146,8 @@ class Run:
         """
         last = self._last_checkpoint()
         module = _load_module(last, module_class)
-        trainer = Replay(module, self._datamodule(module))
+        config = self._config()
+        trainer = Replay(module, self._datamodule(config, module), (config.get("trainer") or {}).get("precision"))
         snapshots = Snapshots(self.directory / WEIGHTS, {_step_of(last): copy.deepcopy(state_of(module))})
         monitor.look_back(trainer, module, snapshots)
         group = build_group(monitor, module.members)
@@ -165,17 +166,27 @@ class Run:
             raise FileNotFoundError(f"{self.directory} has no whole checkpoint")
         return path
 
-    def _datamodule(self, module: GrokModule) -> GrokData:
+    def _config(self) -> dict[str, Any]:
         path = self.directory / CONFIG
         if not path.is_file():
             raise FileNotFoundError(f"{path}: without a configuration it is not known what the data were")
+        try:
+            config = yaml.safe_load(path.read_text())
+        except yaml.YAMLError as error:
+            raise ValueError(f"{path} is no configuration: {one_line(str(error))}") from error
+        if not isinstance(config, dict):
+            raise ValueError(f"{path} is no configuration")
+        return config
+
+    def _datamodule(self, config: dict[str, Any], module: GrokModule) -> GrokData:
         parser = ArgumentParser(exit_on_error=False)
         parser.add_subclass_arguments(GrokData, "data")
         try:
-            data = yaml.safe_load(path.read_text())["data"]
+            data = config["data"]
             data.setdefault("init_args", {})["members"] = module.members
             made: GrokData = parser.instantiate_classes(parser.parse_object({"data": data})).data
-        except Exception as error:  # of YAML, of jsonargparse, and of whatever the configuration names
+        except Exception as error:  # of jsonargparse, and of whatever the configuration names
+            path = self.directory / CONFIG
             raise ValueError(f"{path}: the data cannot be made from it: {one_line(str(error))}") from error
         return made
 
@@ -187,7 +198,14 @@ def _step_of(checkpoint: Path) -> int:
 def _load_module(checkpoint: Path, module_class: type[GrokModule] | None) -> GrokModule:
     content = torch.load(checkpoint, weights_only=True, map_location="cpu")
     kind = module_class or _imported_module(content.get("hyper_parameters", {}).get("_class_path", ""))
-    return kind.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True)
+    # Made in the precision that it was trained in: a float32 network would round float64 weights.
+    floats = [value.dtype for value in content["state_dict"].values() if value.is_floating_point()]
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(floats[0] if floats else before)
+    try:
+        return kind.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True)
+    finally:
+        torch.set_default_dtype(before)
 
 
 def _imported_module(class_path: str) -> type[GrokModule]:

@@ -337,7 +337,7 @@ ERRORS = {
     "seeds that it has not": (
         copy_of,
         ["--population={seed: [8, 4, 7]}"],
-        r"no member with seed \[7, 8\].*\[3, 4, 5\]",
+        r"no members with {'seed': 8}.*\[3, 4, 5\]",
     ),
     "another width": (copy_of, ["--model.hidden=[9]"], r"has 12 neurons, 'network\.hidden\.0' has 9"),
     "other inputs": (copy_of, ["--data.task.n=7"], r"'network\.hidden\.0\.weight' does not fit"),

@@ -142,7 +142,7 @@ class Monitor(Callback, ABC):
         if stage == "fit" and trainer.global_step == 0:
             # A second run with the same object, in a notebook say, must not go on with the history of the first. What a
             # checkpoint holds is restored after this.
-            self._forget()
+            self.forget()
             self.owed = None
 
     @override
@@ -179,10 +179,21 @@ class Monitor(Callback, ABC):
             snapshots: The weights of each step.
 
         Raises:
-            ValueError: If weights do not fit the model.
+            ValueError: If weights do not fit the model; or if the monitor follows validations, which are over, and the
+                Trainer is not a :class:`Replay`, which can repeat them.
 
         """
-        self._forget()
+        if self.schedule.at_validation and not isinstance(trainer, Replay):
+            raise ValueError(f"{type(self).__name__} follows validations: look back at them with a Replay")
+        self.forget()
+        self._look_at(trainer, pl_module, snapshots)
+
+    def forget(self) -> None:
+        """Forget what was measured."""
+        self._steps, self._values = [], {}
+
+    @final
+    def _look_at(self, trainer: Trainer, pl_module: LightningModule, snapshots: Snapshots) -> None:
         for step in snapshots:
             if isinstance(trainer, Replay):
                 trainer.step = step
@@ -223,16 +234,17 @@ class Monitor(Callback, ABC):
         """Measure, and add to the history."""
         with self.undisturbed(pl_module):
             values = self.measure(trainer, pl_module)
-            values = {name: value.detach().to("cpu", copy=True) for name, value in values.items()}
+            # bfloat16 is unknown outside torch.
+            values = {
+                name: (value.float() if value.dtype == torch.bfloat16 else value).detach().to("cpu", copy=True)
+                for name, value in values.items()
+            }
         if values:
             self._check(values, pl_module)
             self._steps.append(step)
             for name, value in values.items():
                 self._values.setdefault(name, []).append(value)
         return values
-
-    def _forget(self) -> None:
-        self._steps, self._values = [], {}
 
     def _check(self, values: dict[str, Tensor], pl_module: LightningModule) -> None:
         members = pl_module.n_members if isinstance(pl_module, HasMembers) else 1

@@ -32,6 +32,12 @@ SUMS, PASSES = "sums over neurons", "masked forward passes"
 CHECKED_ROWS = 32
 """Rows on which sums over neurons are compared with the forward pass of a network without some of them."""
 
+CHECKED_ROWS_OF_FOUND = 256
+"""Rows on which subnetworks that were found are; all, if there are fewer."""
+
+CHECKED_SETS = 4
+"""Subnetworks of many that are compared with their own forward passes."""
+
 
 class _NotLinear(Exception):  # noqa: N818 - never leaves this file
     """Sums over neurons differ from what the network computes."""
@@ -54,9 +60,10 @@ class Neurons:
 
     A neuron is removed by setting its activation to 0 where ``next_layer`` reads it, as Merrill, Tsilivis, Shukla 2023
     (arXiv 2303.11873, section 2.1) do. Where logits are sums over neurons, every subnetwork follows from one forward
-    pass; that they are is not taken for granted but compared with forward passes without half of the neurons, and
-    every row's logits with their sum. Where they are not (a nonlinearity or a normalisation comes after), every
-    subnetwork gets a forward pass of its own, and ``linear`` becomes False.
+    pass. That they are is not taken for granted: every row's logits are compared with their sum; on some rows, the sums
+    without half of the neurons, and some of the subnetworks asked for, with forward passes of their own; the smallest
+    subnetworks found, and those smaller by one, on many rows. Where they are not (a nonlinearity or a normalisation
+    comes after), every subnetwork gets a forward pass of its own, and ``linear`` becomes False.
 
     Call it in eval mode, without gradients. Logits ``(B,)`` of a model without an output axis count as ``(B, 1)``.
 
@@ -84,8 +91,10 @@ class Neurons:
         self.names = f"{layer} and {next_layer}"
         # A plain network in a module with members is a population of one.
         self._plain = self._members is None or find_submodule(pl_module, layer).weight.ndim == 2
+        self._logits_lead = self._members is not None and (not self._plain or self._network is pl_module)
         self.n_neurons = self._weight.shape[1]
         self.linear = True
+        self._known: _Readout | None = None
 
     def norms(self) -> Tensor:
         """Return the L2 norm of every neuron's incoming weights, ``(E, neuron)``."""
@@ -103,14 +112,16 @@ class Neurons:
         inputs = self._without_members(inputs, targets)
         labels = targets.expand(len(order), -1) if targets.ndim == 1 else targets
         try:
-            readout = self._readout(inputs[self._few_rows(targets)])
+            readout = self._readout_of(inputs, targets)
             counts = torch.zeros(2, len(order), self.n_neurons + 1, dtype=torch.int64, device=order.device)
             start = 0
             for piece in self._pieces(inputs, targets):
                 activations, rest = self._sums(piece, readout)
                 rows = slice(start, start := start + rest.shape[1])
                 counts += prefix_counts(activations, readout.weight, rest, order, labels[:, rows])
-            return first_sizes(counts, labels.shape[1]), order
+            sizes = first_sizes(counts, labels.shape[1])
+            self._check_sizes(inputs, targets, readout, order, sizes)
+            return sizes, order
         except _NotLinear:
             self.linear = False
             return self._sizes_one_by_one(inputs, order, labels), order
@@ -126,8 +137,9 @@ class Neurons:
         """
         inputs = self._without_members(inputs, targets)
         try:
-            readout = self._readout(inputs[self._few_rows(targets)])
+            readout = self._readout_of(inputs, targets)
             # (E, set, C, neuron) as one matrix: all subnetworks of a row are one product.
+            self._check_sets(inputs[self._some_rows(targets, CHECKED_ROWS)], readout, sets[:, :CHECKED_SETS])
             kept = torch.where(sets.unsqueeze(-2), readout.weight.unsqueeze(1), 0)
             found = []
             for piece in self._pieces(inputs, targets):
@@ -156,8 +168,10 @@ class Neurons:
     def _row_dim(self, targets: Tensor) -> int:
         return 0 if self._plain else targets.ndim - 1
 
-    def _few_rows(self, targets: Tensor) -> tuple[slice, ...]:
-        return (*[slice(None)] * self._row_dim(targets), slice(CHECKED_ROWS))
+    def _some_rows(self, targets: Tensor, at_most: int) -> tuple[slice, ...]:
+        """Return the index of rows that lie evenly among all."""
+        every = -(-targets.shape[-1] // at_most)
+        return (*[slice(None)] * self._row_dim(targets), slice(None, None, every))
 
     def _pieces(self, inputs: Tensor, targets: Tensor) -> Iterator[Tensor]:
         rows = max(1, AT_ONCE // (self.n_neurons * len(self._weight)))
@@ -167,25 +181,31 @@ class Neurons:
         """Return logits ``(E, B, C)`` of the model with other activations."""
         called = False
 
-        def before(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        def before(
+            module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]
+        ) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
             nonlocal called
             called = True
-            return (change(args[0]), *args[1:])
+            if args:
+                return (change(args[0]), *args[1:]), kwargs
+            name = next(iter(kwargs))
+            return args, kwargs | {name: change(kwargs[name])}
 
-        handle = self._reader.register_forward_pre_hook(before)
+        handle = self._reader.register_forward_pre_hook(before, with_kwargs=True)
         try:
-            logits: Tensor = self._network(inputs)
+            with torch.compiler.set_stance("force_eager"):  # compiled code would pass over the hook
+                logits: Tensor = self._network(inputs)
         finally:
             handle.remove()
         if not called:
             raise ValueError(f"next_layer: the model's forward pass does not call it, or not as a module: {self.names}")
-        rank = 3 if self._members is not None else 2
+        rank = 3 if self._logits_lead else 2
         if logits.ndim == rank - 1:
             logits = logits.unsqueeze(-1)
         if logits.ndim != rank:
-            axes = "(E, B, C)" if self._members is not None else "(B, C)"
+            axes = "(E, B, C)" if self._logits_lead else "(B, C)"
             raise ValueError(f"network: expected logits {axes}, got {tuple(logits.shape)}")
-        return logits if self._members is not None else logits.unsqueeze(0)
+        return logits if self._logits_lead else logits.unsqueeze(0)
 
     def _logits(self, inputs: Tensor, keep: Tensor | None) -> Tensor:
         """Return the logits with the neurons in ``keep (E, neuron)`` alone, with all if ``None``."""
@@ -211,6 +231,12 @@ class Neurons:
 
     # ---- logits as sums over neurons -----------------------------------------------------------------------------
 
+    def _readout_of(self, inputs: Tensor, targets: Tensor) -> _Readout:
+        """Return the readout, which no row changes: computed once."""
+        if self._known is None:
+            self._known = self._readout(inputs[self._some_rows(targets, CHECKED_ROWS)])
+        return self._known
+
     def _readout(self, few: Tensor) -> _Readout:
         """Return what a neuron adds to the logits, checked on a few rows against the network without half of them.
 
@@ -229,10 +255,12 @@ class Neurons:
 
         with torch.enable_grad():
             logits = self._call(few, keep_leaf)
-            if not logits.requires_grad:
+            if not logits.requires_grad or kept[0].shape[:-1] != logits.shape[1 if self._plain else 0 : -1]:
                 raise _NotLinear
             slopes = [
-                torch.autograd.grad(logits[:, 0, c].sum(), kept[0], retain_graph=True)[0]
+                torch.autograd.grad(
+                    logits[:, 0, c].sum(), kept[0], retain_graph=True, allow_unused=True, materialize_grads=True
+                )[0]
                 for c in range(logits.shape[-1])
             ]
         # The first row's; were they other ones on other rows, the check would tell.
@@ -270,6 +298,26 @@ class Neurons:
             rest = self._logits(inputs, torch.zeros_like(readout.weight[:, 0], dtype=torch.bool))
         self._compare(total + rest, logits, activations, readout.weight)
         return activations, rest
+
+    def _check_sizes(self, inputs: Tensor, targets: Tensor, readout: _Readout, order: Tensor, sizes: Sizes) -> None:
+        """Compare the subnetworks that were found, and those smaller by one, with forward passes.
+
+        Raises:
+            _NotLinear: If one differs.
+
+        """
+        found = torch.stack([sizes.by_predictions, sizes.by_accuracy])
+        tried = {tuple(size.tolist()): size for size in (*found, *(found - 1).clamp(min=0))}
+        sets = torch.stack([in_top(order, size) for size in tried.values()], dim=1)
+        many = self._some_rows(targets, CHECKED_ROWS_OF_FOUND)
+        for piece in self._pieces(inputs[many], targets):
+            self._check_sets(piece, readout, sets)
+
+    def _check_sets(self, inputs: Tensor, readout: _Readout, sets: Tensor) -> None:
+        activations, rest = self._sums(inputs, readout)
+        for keep in sets.unbind(dim=1):
+            sums = rest + activations @ torch.where(keep.unsqueeze(1), readout.weight, 0).mT
+            self._compare(sums, self._logits(inputs, keep), activations, readout.weight)
 
     @staticmethod
     def _compare(sums: Tensor, logits: Tensor, activations: Tensor, weight: Tensor) -> None:

@@ -123,6 +123,11 @@ class Onset(Monitor):
         }
 
     @override
+    def forget(self) -> None:
+        super().forget()
+        self._found = None
+
+    @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
         self._found = None

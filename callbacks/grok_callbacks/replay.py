@@ -22,6 +22,7 @@ class Replay(Trainer):
     Args:
         pl_module: The model.
         datamodule: Its data.
+        precision: The Trainer's argument of that name, as it was in training.
 
     Attributes:
         step: Where it stands, in place of the number of optimizer steps taken.
@@ -30,7 +31,9 @@ class Replay(Trainer):
 
     step = 0
 
-    def __init__(self, pl_module: LightningModule, datamodule: LightningDataModule) -> None:
+    def __init__(
+        self, pl_module: LightningModule, datamodule: LightningDataModule, precision: str | int | None = None
+    ) -> None:
         with _quietly():
             super().__init__(
                 accelerator="cpu",
@@ -40,6 +43,7 @@ class Replay(Trainer):
                 enable_progress_bar=False,
                 enable_model_summary=False,
                 inference_mode=False,
+                precision=precision,  # type: ignore[arg-type]  # one of many literals
             )
             # The public way to introduce them to one another.
             self.validate(pl_module, datamodule=datamodule, verbose=False)

@@ -50,6 +50,8 @@ def rows_of(
     lead = isinstance(pl_module, HasMembers) and targets.ndim == 2
     if limit is not None:
         inputs, targets = (inputs[:, :limit], targets[:, :limit]) if lead else (inputs[:limit], targets[:limit])
+    # In the precision that the loops hand batches over in.
+    inputs = trainer.precision_plugin.convert_input(inputs)
     return inputs.to(pl_module.device), targets.to(pl_module.device)
 
 

@@ -3,7 +3,7 @@
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import final
@@ -25,11 +25,17 @@ class Snapshots(Mapping[int, Mapping[str, Tensor]]):
     Args:
         directory: Where the files lie; there may be none.
         others: Further weights, in memory; they stand in place of a file of the same step.
+        steps: Steps whose files count; all if ``None``.
 
     """
 
-    def __init__(self, directory: Path, others: Mapping[int, Mapping[str, Tensor]] | None = None) -> None:
-        self._files = _files(directory)
+    def __init__(
+        self,
+        directory: Path,
+        others: Mapping[int, Mapping[str, Tensor]] | None = None,
+        steps: Collection[int] | None = None,
+    ) -> None:
+        self._files = {step: path for step, path in _files(directory).items() if steps is None or step in steps}
         self._others = dict(others or {})
         self._steps = sorted({*self._files, *self._others})
 
@@ -93,7 +99,7 @@ def _files(directory: Path) -> dict[int, Path]:
 
 def state_of(pl_module: LightningModule) -> dict[str, Tensor]:
     """Return what a checkpoint would hold of a model, as the live tensors, named as if nothing were compiled."""
-    return {plain_name(name): value for name, value in pl_module.state_dict().items()}
+    return {plain_name(name): value for name, value in pl_module.state_dict().items() if isinstance(value, Tensor)}
 
 
 def plain_name(name: str) -> str:

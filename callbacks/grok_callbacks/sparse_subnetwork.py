@@ -26,9 +26,9 @@ class SparseSubnetworkExtractor(Monitor):
 
     Neurons of a layer are ranked by the norm of their incoming weights (biases do not count). Effective sparsity is the
     smallest k whose top k neurons predict, on every training row, what the whole network predicts (rule
-    ``predictions``, the paper's text); or are right on as many training rows (rule ``accuracy``, the paper's code).
-    Small is sparse. All sizes are tried, 0 and all neurons included, for neither agreement nor accuracy rises
-    steadily with size; :class:`Neurons` says how.
+    ``predictions``, the paper's text); or are right on as many training rows (rule ``accuracy``, the paper's code;
+    against labels without noise, where the data know them). Small is sparse. All sizes are tried, 0 and all neurons
+    included, for neither agreement nor accuracy rises steadily with size; :class:`Neurons` says how.
 
     Leaves ``size`` with dimensions ``(step, member, rule)``, NaN where the network has diverged, and ``active``, the
     mask of the neurons that ``rule`` finds, with dimensions ``(step, member, neuron)``. Loggers get the sizes' means
@@ -89,6 +89,11 @@ class SparseSubnetworkExtractor(Monitor):
         sizes, order = neurons.sizes(inputs, targets)
         self._method = tell_method(neurons, self._method)
         return {"size": torch.stack(sizes, dim=-1), "active": in_top(order, sizes[RULES.index(self.rule)])}
+
+    @override
+    def forget(self) -> None:
+        super().forget()
+        self._method = ""
 
     @override
     def scalars(self, values: dict[str, Tensor]) -> dict[str, float]:

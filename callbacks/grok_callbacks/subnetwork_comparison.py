@@ -1,7 +1,8 @@
 """The generalizing subnetwork and its rivals, looked back at from the end of training."""
 
+import hashlib
 from collections.abc import Mapping
-from typing import ClassVar, Literal, final
+from typing import Any, ClassVar, Literal, final
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -52,7 +53,8 @@ class SubnetworkComparison(Monitor):
     - ``sensitivity`` ``(network)``: how many bits of a row, if flipped, change the prediction, on average, of the whole
       network (``full``) and of each set; k for the parity of k bits. NaN where inputs are not rows of −1 and +1.
 
-    And ``generalizing`` with dimensions ``(member, neuron)`` and ``size`` with dimension ``(member)``.
+    And ``generalizing`` with dimensions ``(member, neuron)`` and ``size`` with dimension ``(member)``. All are NaN, and
+    the set is empty, for a member that has diverged in the end.
 
     Args:
         layer: Dotted name of the layer whose neurons are ranked.
@@ -126,11 +128,25 @@ class SubnetworkComparison(Monitor):
         self.seed = seed
         self._method = ""
         self._sets: Tensor | None = None  # (E, 2 + controls, neuron): generalizing, complementary, controls
+        self._size = torch.empty(0)  # (E,), NaN for a member without a set
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._neurons(pl_module)
         find_trajectory(trainer, type(self).__name__)
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # What would go wrong in the end is to go wrong now.
+        with self.undisturbed(pl_module):
+            pl_module.eval()
+            for split in SPLITS:
+                if (rows := self._rows(trainer, pl_module, split)) is not None:
+                    inputs, targets = rows
+                    few = (*[slice(None)] * (targets.ndim - 1), slice(2))
+                    whole = torch.ones(len(self._neurons(pl_module).norms()), 1, self._neurons(pl_module).n_neurons)
+                    self._neurons(pl_module).predictions(inputs[few], targets[few], whole.bool().to(inputs.device))
+        super().on_train_start(trainer, pl_module)
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -141,17 +157,24 @@ class SubnetworkComparison(Monitor):
 
     @override
     def look_back(self, trainer: Trainer, pl_module: LightningModule, snapshots: Snapshots) -> None:
-        self._sets = None
+        if not snapshots:
+            raise ValueError(f"{type(self).__name__}: there are no weights to look back at, not a single snapshot")
+        self.forget()
         steps = list(snapshots)[-self.among if self.choose == "median" else -1 :]
         found = [self._active(trainer, pl_module, snapshots, step) for step in steps]
         sizes, active = torch.stack([size for size, _ in found]), torch.stack([mask for _, mask in found])
         chosen = median_index(sizes)
         members = torch.arange(sizes.shape[1])
-        generator = torch.Generator().manual_seed(self.seed)
+        self._size = sizes[chosen, members]
         generalizing = active[chosen, members].unsqueeze(1)
-        controls = random_sets(sizes[chosen, members], active.shape[-1], self.controls, generator)
+        controls = random_sets(self._size, active.shape[-1], self.controls, _generator(self.seed))
         self._sets = torch.cat([generalizing, ~generalizing, controls], dim=1)
-        super().look_back(trainer, pl_module, snapshots)
+        self._look_at(trainer, pl_module, snapshots)
+
+    @override
+    def forget(self) -> None:
+        super().forget()
+        self._sets, self._size, self._method = None, torch.empty(0), ""
 
     def _active(
         self, trainer: Trainer, pl_module: LightningModule, snapshots: Snapshots, step: int
@@ -161,6 +184,7 @@ class SubnetworkComparison(Monitor):
             pl_module.eval()
             neurons = self._neurons(pl_module)
             sizes, order = neurons.sizes(*rows_of(trainer, pl_module, "train", self.rows, self.limit))
+            self._method = tell_method(neurons, self._method)
         size = sizes[RULES.index(self.rule)]
         return size.cpu(), in_top(order, size).cpu()
 
@@ -177,11 +201,15 @@ class SubnetworkComparison(Monitor):
             "agreement": torch.stack(
                 [self._agreement(trainer, pl_module, neurons, sets, split) for split in SPLITS], dim=1
             ),
-            "overlap": overlap_with_largest(norms, sets[:, 0], self.top),
+            "overlap": overlap_with_largest(norms, sets[:, 0], self.top).double(),
             "sensitivity": self._sensitivity(trainer, pl_module, neurons, sets),
         }
         self._method = tell_method(neurons, self._method)
-        return values
+        defined = self._size.isfinite().to(norms.device) & norms.isfinite().all(dim=-1)
+        return {
+            name: torch.where(defined.reshape(-1, *[1] * (value.ndim - 1)), value, torch.nan)
+            for name, value in values.items()
+        }
 
     def _grouped(self, values: Tensor) -> Tensor:
         """Return ``(E, set)`` of ``(E, 2 + controls)``: the controls' mean in place of each."""
@@ -195,7 +223,8 @@ class SubnetworkComparison(Monitor):
             return torch.full((len(sets), len(SETS)), torch.nan, dtype=torch.float64, device=sets.device)
         whole = torch.ones_like(sets[:, :1])
         predicted = neurons.predictions(*rows, torch.cat([whole, sets], dim=1))
-        return self._grouped((predicted[:, 1:] == predicted[:, :1]).double().mean(dim=-1))
+        agrees = torch.where(predicted[:, :1].isnan(), torch.nan, (predicted[:, 1:] == predicted[:, :1]).double())
+        return self._grouped(agrees.mean(dim=-1))
 
     def _sensitivity(self, trainer: Trainer, pl_module: LightningModule, neurons: Neurons, sets: Tensor) -> Tensor:
         undefined = torch.full((len(sets), 1 + len(SETS)), torch.nan, dtype=torch.float64, device=sets.device)
@@ -219,7 +248,7 @@ class SubnetworkComparison(Monitor):
     def _rows(self, trainer: Trainer, pl_module: LightningModule, split: Split) -> tuple[Tensor, Tensor] | None:
         """Return the rows of a split; ``None`` where the project has none held out."""
         known = self.rows is not None or isinstance(getattr(trainer, "datamodule", None), HasRows)
-        if split == "held_out" and not known and not trainer.val_dataloaders:
+        if split == "held_out" and not known and (trainer.val_dataloaders is None or trainer.val_dataloaders == []):
             return None
         inputs, targets = rows_of(trainer, pl_module, split, self.rows, self.limit)
         return (inputs, targets) if targets.shape[-1] else None
@@ -232,18 +261,17 @@ class SubnetworkComparison(Monitor):
         generalizing = self._sets[:, 0]
         return arrays | {
             "generalizing": (("member", "neuron"), generalizing),
-            "size": (("member",), generalizing.sum(dim=-1)),
+            "size": (("member",), self._size),
         }
 
     @override
-    def state_dict(self) -> dict[str, object]:
-        return super().state_dict() | ({} if self._sets is None else {"sets": self._sets})
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | ({} if self._sets is None else {"sets": self._sets, "size": self._size})
 
     @override
-    def load_state_dict(self, state_dict: dict[str, object]) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
-        sets = state_dict.get("sets")
-        self._sets = sets if isinstance(sets, Tensor) else None
+        self._sets, self._size = state_dict.get("sets"), state_dict.get("size", torch.empty(0))
 
     @override
     def attributes(self) -> dict[str, str | int | float]:
@@ -261,3 +289,9 @@ class SubnetworkComparison(Monitor):
 
     def _neurons(self, pl_module: LightningModule) -> Neurons:
         return Neurons(pl_module, self.layer, self.next_layer, self.network)
+
+
+def _generator(seed: int) -> torch.Generator:
+    """Return a generator that shares nothing with others of the same seed, such as that of the weights."""
+    digest = hashlib.sha256(f"control sets\0{seed}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:4], "little"))

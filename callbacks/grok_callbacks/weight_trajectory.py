@@ -6,6 +6,7 @@ from typing import ClassVar, final
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from typing_extensions import override
 
@@ -46,17 +47,24 @@ class WeightTrajectory(Monitor):
         super().__init__(schedule, name)
         self.directory = None if directory is None else Path(directory)
         self._into = Path()
+        self._dry = True
 
     def snapshots(self, others: Mapping[int, Mapping[str, Tensor]] | None = None) -> Snapshots:
-        """Return the weights that were kept by this training; with ``others`` of further steps, in memory."""
-        return Snapshots(self._into, others)
+        """Return the weights that this training has kept; with ``others`` of further steps, in memory."""
+        return Snapshots(self._into, others, steps=set() if self._dry else set(self._steps))
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # log_dir asks all processes, so all have to ask.
         self._into = self.directory or Path(trainer.log_dir or trainer.default_root_dir) / "weights"
-        if trainer.is_global_zero and not _is_dry(trainer):
-            remove_snapshots(self._into, after=trainer.global_step)
+        self._dry = bool(trainer.fast_dev_run)  # type: ignore[attr-defined]  # set outside Trainer's own code
+        if trainer.is_global_zero and not self._dry:
+            remove_snapshots(self._into, after=trainer.global_step if self._steps else -1)
+        if lost := set(self._steps) - set(self.snapshots()):
+            rank_zero_warn(
+                f"{self._into} has no weights of {len(lost)} earlier steps, up to step {max(lost)}: this run does not "
+                "go on in its own directory, and looking back will pass over them"
+            )
         super().on_train_start(trainer, pl_module)
 
     @override
@@ -70,7 +78,7 @@ class WeightTrajectory(Monitor):
 
     @override
     def on_measured(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.is_global_zero and not _is_dry(trainer):
+        if trainer.is_global_zero and not self._dry:
             weights = {name: value.detach().cpu().clone() for name, value in state_of(pl_module).items()}
             write_snapshot(self._into, trainer.global_step, weights)
 
@@ -90,8 +98,3 @@ def find_trajectory(trainer: Trainer, who: str) -> WeightTrajectory:
     if found is None:
         raise ValueError(f"{who} looks back at the weights of earlier steps: add a WeightTrajectory to the callbacks")
     return found
-
-
-def _is_dry(trainer: Trainer) -> bool:
-    """Return whether nothing is to be written."""
-    return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]  # set outside Trainer's own code

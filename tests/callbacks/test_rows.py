@@ -3,6 +3,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule
+from lightning.pytorch.plugins.precision import DoublePrecision, Precision
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from grok_callbacks.protocols import HasRows
@@ -17,7 +18,8 @@ class WithMembers(LightningModule):
 
 def trainer_with(**attributes):
     """As much of a Trainer as is looked at."""
-    return SimpleNamespace(**({"datamodule": None, "train_dataloader": None, "val_dataloaders": None} | attributes))
+    bare = {"datamodule": None, "train_dataloader": None, "val_dataloaders": None, "precision_plugin": Precision()}
+    return SimpleNamespace(**(bare | attributes))
 
 
 def pairs(n=6):
@@ -244,3 +246,10 @@ def test_rows_that_are_no_pairs_are_refused(dataset):
     loader = DataLoader(dataset, batch_size=2)
     with pytest.raises(ValueError, match=r"rows: expected a dataset of \(input, target\) pairs"):
         rows_of(trainer_with(train_dataloader=loader), LightningModule(), "train")
+
+
+def test_rows_are_in_the_precision_of_the_loops():
+    trainer = trainer_with(train_dataloader=DataLoader(pairs()), precision_plugin=DoublePrecision())
+    inputs, targets = rows_of(trainer, LightningModule(), "train")
+    assert inputs.dtype == torch.float64
+    assert targets.dtype == torch.int64

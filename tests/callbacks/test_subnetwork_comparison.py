@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from grok_callbacks import AtEnd, EveryNSteps, SubnetworkComparison, WeightTrajectory
+from grok_callbacks import AtEnd, EveryNSteps, Snapshots, SubnetworkComparison, WeightTrajectory
 from grok_callbacks.snapshots import write_snapshot
 from grok_lightning.data import TableData
 from grok_lightning.modules import MLP
@@ -431,9 +431,8 @@ def test_weights_of_another_network_are_refused_and_the_model_is_as_it_was(fit_o
     trainer, module, _ = fit_ours(comparison())
     before = {name: value.clone() for name, value in module.state_dict().items()}
     write_snapshot(tmp_path / "w", 80, {"network.hidden.0.weight": torch.zeros(2, 5, 8)})
-    trajectory = trainer.callbacks[0]
     with pytest.raises(ValueError, match=r"weights of another step: expected 'network\.hidden\.0\.weight'"):
-        comparison().look_back(trainer, module, trajectory.snapshots())
+        comparison().look_back(trainer, module, Snapshots(tmp_path / "w"))
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
 
 

@@ -5,6 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from .sparse_subnetwork import rank_neurons
+
 __all__ = ["average_sensitivity", "mean_norms", "median_index", "overlap_with_largest", "random_sets"]
 
 
@@ -44,7 +46,7 @@ def overlap_with_largest(norms: Tensor, chosen: Tensor, top: int) -> Tensor:
     """Return how many of the ``top`` neurons with the largest norms are in a set.
 
     Args:
-        norms: ``(..., neuron)``; of equal ones the first comes first.
+        norms: ``(..., neuron)``; of equal ones the first comes first, NaN comes last.
         chosen: ``(..., neuron)``, bool.
         top: At least 0; all neurons if there are fewer.
 
@@ -52,7 +54,7 @@ def overlap_with_largest(norms: Tensor, chosen: Tensor, top: int) -> Tensor:
         ``(...)``, int64.
 
     """
-    largest = norms.argsort(dim=-1, descending=True, stable=True)[..., :top]
+    largest = rank_neurons(norms)[..., :top]
     return chosen.gather(-1, largest).sum(dim=-1)
 
 
