@@ -123,7 +123,7 @@ def experiment(epochs: int, measured: bool) -> tuple[float, dict[str, float]]:
         watching: list[Callback] = [
             NeuronNormTracker(layer),
             SparseSubnetworkExtractor(layer, reader, schedule=EveryNSteps(320)),
-            WeightTrajectory(schedule=EveryNSteps(160)),
+            WeightTrajectory(schedule=EveryNSteps(320)),
             SubnetworkComparison(layer, reader, limit=1000, sensitive_rows=25),
             LearningCurves(),
             Onset(),
@@ -154,7 +154,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5, help="interleaved repeats of every timing")
     parser.add_argument("--steps", type=int, default=640, help="steps of a timing")
-    parser.add_argument("--epochs", type=int, default=60, help="epochs of the experiment, with and without measuring")
+    parser.add_argument("--epochs", type=int, default=300, help="epochs of the experiment, with and without measuring")
     arguments = parser.parse_args()
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")

@@ -1,6 +1,8 @@
 """The neurons between two layers of any model, and its logits without some of them."""
 
+import sys
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import final
 
@@ -32,7 +34,7 @@ SUMS, PASSES = "sums over neurons", "masked forward passes"
 CHECKED_ROWS = 32
 """Rows on which sums over neurons are compared with the forward pass of a network without some of them."""
 
-CHECKED_ROWS_OF_FOUND = 256
+CHECKED_ROWS_OF_FOUND = 128
 """Rows on which subnetworks that were found are; all, if there are fewer."""
 
 CHECKED_SETS = 4
@@ -193,7 +195,7 @@ class Neurons:
 
         handle = self._reader.register_forward_pre_hook(before, with_kwargs=True)
         try:
-            with torch.compiler.set_stance("force_eager"):  # compiled code would pass over the hook
+            with _uncompiled():
                 logits: Tensor = self._network(inputs)
         finally:
             handle.remove()
@@ -329,6 +331,12 @@ class Neurons:
         scale = activations.abs() @ weight.abs().mT + logits.abs()
         if bool((difference > tolerance * scale)[difference.isfinite()].any()):
             raise _NotLinear
+
+
+def _uncompiled() -> AbstractContextManager[object]:
+    """Within, modules run as they are written: compiled ones pass over hooks."""
+    # Without dynamo nothing is compiled, and loading it takes a second.
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
 def tell_method(neurons: Neurons, told: str) -> str:
