@@ -421,3 +421,27 @@ def test_initial_weights_are_matched_by_their_own_seed_where_it_is_given_apart(
     kept = sets_of(source, "generalizing")[1]
     initial = snapshot(source, 0)["network.output.weight"][1, 0]
     assert torch.equal(module.network.output.weight[0, 0], torch.where(kept, initial, 0))
+
+
+def test_of_several_members_with_one_seed_each_finds_its_own(make_trainer: Callable, source: Path, folder: Path) -> None:
+    """They are told apart by the coordinates that both runs have; where that is not enough, it is refused."""
+    Path("decays.yaml").write_text(
+        (SOURCE + WATCH).replace("seed: [3, 4, 5]", "seed: [3], weight_decay: [0.0, 0.2]").replace("10", "3")
+    )
+    main(["fit", "--config", "decays.yaml"])
+    run = folder / "runs" / "decays" / "version_0"
+    record = read_record(run / "records.nc")
+    group = record["subnetworks"].to_dataset()
+    group["generalizing"][:] = np.arange(12) < np.array([[4], [7]])
+    record["subnetworks"] = xr.DataTree(group)
+    write_record(record, run / "records.nc")
+
+    members = {"seed": [3, 3], "weight_decay": [0.2, 0.0]}
+    module = MLP(6, hidden=[12], optimizer=sgd(), members=members)
+    data = TableData(SparseParity(6, 2), train_size=32, batch_size=8, members=members)
+    make_trainer(callbacks=[LotteryTicket(**LAYERS, run=str(run))], max_steps=0).fit(module, datamodule=data)
+    kept = module.network.hidden[0].weight.abs().sum(dim=-1) > 0
+    assert kept.sum(dim=-1).tolist() == [7, 4]
+
+    with pytest.raises(ValueError, match=r"2 members with {'seed': 3}, not one"):
+        fit(make_trainer, LotteryTicket(**LAYERS, run=str(run)), [3], max_steps=0)

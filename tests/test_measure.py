@@ -458,3 +458,20 @@ def test_a_script_is_measured_with_a_module_class_and_a_configuration_of_the_dat
     found = run.measure(LearningCurves(), module_class=Own)
     assert found["step"].values.tolist() == [0, 3, 6, 8]
     xr.testing.assert_identical(found.sel(step=[0, 8]), run.record["curves"].to_dataset().sel(step=[0, 8]))
+
+
+# Other precisions
+
+
+@pytest.mark.parametrize("precision", ["64-true", "bf16-mixed", "bf16-true"])
+def test_values_and_weights_are_in_the_precision_of_the_run(tmp_path: Path, precision: str) -> None:
+    run = Run(train(tmp_path, CONFIG.replace("max_epochs: 5", f"max_epochs: 2\n  precision: {precision}")))
+    dtype = torch.load(run.directory / "weights" / "step_0000000004.pt", weights_only=True)["weights"][
+        "network.hidden.0.weight"
+    ].dtype
+    assert dtype == {"64-true": torch.float64, "bf16-mixed": torch.float32, "bf16-true": torch.bfloat16}[precision]
+    assert next(run.network(step=4).parameters()).dtype == dtype
+    for monitor in (NeuronNormTracker(LAYERS[0], "product", LAYERS[1]), SparseSubnetworkExtractor(*LAYERS)):
+        found, recorded = run.measure(monitor), run.record[monitor.name].to_dataset()
+        steps = [step for step in KEPT if step <= 8]
+        xr.testing.assert_equal(found.drop_attrs().sel(step=steps), recorded.drop_attrs().sel(step=steps))
