@@ -349,7 +349,11 @@ class GrokCLI(LightningCLI):
         """Draw the figures."""
         if self.run_directory is None or not self.trainer.is_global_zero:
             return
-        page = report.write_report(open_run(self.run_directory).record, self.run_directory)
+        try:
+            page = report.write_report(open_run(self.run_directory).record, self.run_directory)
+        except KeyboardInterrupt:
+            again = f"{PROGRAM} report {self.run_directory}"
+            raise UserError(f"stopped while figures were drawn; the run is whole: {again}") from None
         rank_zero_info(f"figures and text: {page}\nagain, or of another run: {PROGRAM} report {self.run_directory}")
 
     def _say_how_to_resume(self) -> None:
@@ -420,12 +424,14 @@ def _report(argv: Sequence[str]) -> None:
 
 
 def _compare(runs: Sequence[Run]) -> Path:
-    """Write the page of several runs into ``compared/``, beside the experiment of the first."""
+    """Write the page of several runs into ``compared/``, beside the experiment of the first, or beside its run."""
     directories = [Path(os.path.abspath(run.directory)) for run in runs]
     labels = _run_labels(directories)
     records = {label: run.record for label, run in zip(labels, runs, strict=True)}
     name = "+".join(label.replace("/", "-") for label in labels)
-    return report.write_comparison(records, join_records(records), directories[0].parent.parent / "compared" / name)
+    first = directories[0]
+    beside = first.parent if re.fullmatch(r"version_\d+", first.name) else first
+    return report.write_comparison(records, join_records(records), beside.parent / "compared" / name)
 
 
 def _run_labels(directories: Sequence[Path]) -> list[str]:

@@ -1,11 +1,12 @@
 """Lottery tickets: does a subnetwork, trained alone from its own initial weights, still generalise late?"""
 
 from pathlib import Path
-from typing import Literal, final
+from typing import Any, Literal, final
 
 import torch
 import xarray as xr
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from typing_extensions import override
 
@@ -45,6 +46,9 @@ class LotteryTicket(Intervention):
         keep: Which neurons.
         seed: Of the random sets.
 
+    Attributes:
+        source: Directory of the run that was found; in the checkpoint too, as ``run`` may mean another one later.
+
     Raises:
         ValueError: If ``keep`` is unknown.
 
@@ -60,6 +64,15 @@ class LotteryTicket(Intervention):
         self.run = run
         self.keep: Keep = keep
         self.seed = seed
+        self.source = ""
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {"source": self.source}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.source = state_dict["source"]
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -74,6 +87,8 @@ class LotteryTicket(Intervention):
         if reader.shape[2] != weight.shape[1]:
             raise ValueError(f"next_layer: '{self.next_layer}' reads {reader.shape[2]} inputs, not {weight.shape[1]}")
         generalizing, initial = self._of_run(pl_module.members)
+        if empty := [e for e, neurons in enumerate(generalizing) if not neurons.any()]:
+            raise ValueError(f"LotteryTicket: in {self.run} no neuron was found to generalise for members {empty}")
         if generalizing.shape[1] != weight.shape[1]:
             raise ValueError(
                 f"LotteryTicket: {self.run} has {generalizing.shape[1]} neurons, '{self.layer}' has {weight.shape[1]}"
@@ -93,6 +108,8 @@ class LotteryTicket(Intervention):
             raise ValueError(f"LotteryTicket: {error}; train it first, with the config of that name") from error
         except OSError as error:
             raise ValueError(f"LotteryTicket: {error}") from error
+        self.source = str(run.directory)
+        rank_zero_info(f"lottery tickets from {self.source}")
         if not groups:
             raise ValueError(
                 f"LotteryTicket: {run.directory} has no SubnetworkComparison of layer '{self.layer}'; "

@@ -123,7 +123,13 @@ class Run:
             module.load_state_dict(dict(kept[wanted]))
         return module.member(member)
 
-    def measure(self, monitor: Monitor, module_class: type[GrokModule] | None = None, keep: bool = False) -> xr.Dataset:
+    def measure(
+        self,
+        monitor: Monitor,
+        module_class: type[GrokModule] | None = None,
+        datamodule: GrokData | None = None,
+        keep: bool = False,
+    ) -> xr.Dataset:
         """Let a monitor look back at this run: the values are those that it would have measured during training.
 
         It measures at every step of which a :class:`WeightTrajectory` kept the weights, whatever its schedule, and at
@@ -133,21 +139,30 @@ class Run:
         Args:
             monitor: Any monitor; what it had measured is forgotten.
             module_class: Class of the module; needed only if the run was not started from the command line.
-            keep: Whether to write the result into the run's record too, in place of a group of the same name; figures
-                and page then show it (``python -m grok_lightning report``).
+            datamodule: The data, as they were; made from the configuration if ``None``, so needed only if the run was
+                not started from the command line.
+            keep: Whether to write the result into the run's record too, where ``python -m grok_lightning report`` finds
+                it. Going on with the run writes the record anew, without it.
 
         Returns:
             The monitor's group of the record: arrays with dimensions ``step``, ``member`` and its own.
 
         Raises:
             FileNotFoundError: If the run has no whole checkpoint or no configuration, or no record to keep it in.
-            ValueError: If the monitor does not fit the model, or has nothing to measure; or if the data cannot be made.
+            TypeError: If ``monitor`` is none.
+            ValueError: If the monitor does not fit the model, has nothing to measure, or is to be kept under a name
+                that the record has already; or if the data cannot be made.
 
         """
+        if not isinstance(monitor, Monitor):
+            raise TypeError(f"measure: expected a monitor, such as NeuronNormTracker(...), got {monitor!r}")
+        if keep and monitor.name in read_record(self.directory / RECORD).children:
+            raise ValueError(f"keep: the record has a group '{monitor.name}' already; give the monitor another name")
         last = self._last_checkpoint()
         module = _load_module(last, module_class)
-        config = self._config()
-        trainer = Replay(module, self._datamodule(config, module), (config.get("trainer") or {}).get("precision"))
+        config = self._config() if datamodule is None or (self.directory / CONFIG).is_file() else {}
+        data = self._datamodule(config, module) if datamodule is None else datamodule
+        trainer = Replay(module, data, (config.get("trainer") or {}).get("precision"))
         snapshots = Snapshots(self.directory / WEIGHTS, {_step_of(last): copy.deepcopy(state_of(module))})
         monitor.look_back(trainer, module, snapshots)
         group = build_group(monitor, module.members)
@@ -378,6 +393,11 @@ class Recorder(Callback):
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._status = "finished"
+        self._write(trainer, pl_module)
+
+    @override
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Once more, for monitors that come after it and look back when training ends.
         self._write(trainer, pl_module)
 
     @override

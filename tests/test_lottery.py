@@ -423,7 +423,9 @@ def test_initial_weights_are_matched_by_their_own_seed_where_it_is_given_apart(
     assert torch.equal(module.network.output.weight[0, 0], torch.where(kept, initial, 0))
 
 
-def test_of_several_members_with_one_seed_each_finds_its_own(make_trainer: Callable, source: Path, folder: Path) -> None:
+def test_of_several_members_with_one_seed_each_finds_its_own(
+    make_trainer: Callable, source: Path, folder: Path
+) -> None:
     """They are told apart by the coordinates that both runs have; where that is not enough, it is refused."""
     Path("decays.yaml").write_text(
         (SOURCE + WATCH).replace("seed: [3, 4, 5]", "seed: [3], weight_decay: [0.0, 0.2]").replace("10", "3")

@@ -218,18 +218,23 @@ def test_what_is_to_be_kept_goes_into_the_record_beside_the_rest(run: Run) -> No
     assert "right" in run.to_dataframe("sees")
 
 
-def test_what_is_kept_takes_the_place_of_a_group_of_the_same_name(run: Run) -> None:
-    found = run.measure(norms(), keep=True)
-    after = read_record(run.directory / "records.nc")["neuron_norms"].to_dataset()
-    xr.testing.assert_identical(after, found)
-    assert after["step"].values.tolist() == KEPT
+def test_what_was_measured_in_training_is_not_replaced(run: Run) -> None:
+    before = contents(run.directory)
+    with pytest.raises(ValueError, match="has a group 'neuron_norms' already; give the monitor another name"):
+        run.measure(norms(), keep=True)
+    assert contents(run.directory) == before
+
+
+def test_a_class_is_no_monitor(trained: Path) -> None:
+    with pytest.raises(TypeError, match=r"expected a monitor, such as NeuronNormTracker\(\.\.\.\)"):
+        Run(trained).measure(LearningCurves)
 
 
 def test_what_came_into_the_record_since_it_was_opened_stays(run: Run) -> None:
     opened_before = Run(run.directory)
     assert "sees" not in opened_before.record
     run.measure(Sees(), keep=True)
-    opened_before.measure(norms(), keep=True)
+    opened_before.measure(NeuronNormTracker(LAYERS[0], name="norms"), keep=True)
     assert {"sees", "curves"} <= set(read_record(run.directory / "records.nc").children)
     assert "sees" in opened_before.record
 

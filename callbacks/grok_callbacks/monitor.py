@@ -1,6 +1,8 @@
 """The base of everything that watches a training run and provably changes nothing."""
 
+import random
 import re
+import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -30,8 +32,9 @@ class Monitor(Callback, ABC):
     """Measures a model on a schedule, keeps the history, and leaves training as it was.
 
     A subclass names its arrays in :attr:`dims` and returns them from :meth:`measure`; all else is done here, once:
-    gradients are off, torch's random generators and train/eval modes are put back, a step is measured once even if
-    Lightning passes it several times, the history is part of every checkpoint, so that a resumed run has all of it.
+    gradients are off, random generators (torch's, Python's, NumPy's) and train/eval modes are put back, a step is
+    measured once even if Lightning passes it several times, the history is part of every checkpoint, so that a resumed
+    run has all of it.
 
     Under data parallelism every process measures the same replicated members; a gathering of members that are spread
     over processes is not there yet.
@@ -210,10 +213,23 @@ class Monitor(Callback, ABC):
         began = time.perf_counter()
         modes = [(module, module.training) for module in pl_module.modules()]
         devices = [pl_module.device] if pl_module.device.type == "cuda" else []
+        # Datasets that augment their rows draw from these. Where nobody has loaded NumPy, nobody draws from it.
+        drawn, numpy = random.getstate(), sys.modules.get("numpy")
+        drawn_by_numpy = numpy.random.get_state() if numpy else None
+        # On a GPU torch has no deterministic cumulative sum; what is measured trains nothing.
+        strict, warn_only = (
+            torch.are_deterministic_algorithms_enabled(),
+            torch.is_deterministic_algorithms_warn_only_enabled(),
+        )
         try:
+            torch.use_deterministic_algorithms(False)
             with torch.no_grad(), torch.random.fork_rng(devices=devices):
                 yield
         finally:
+            torch.use_deterministic_algorithms(strict, warn_only=warn_only)
+            random.setstate(drawn)
+            if numpy:
+                numpy.random.set_state(drawn_by_numpy)
             for module, mode in modes:
                 module.training = mode
             self.seconds += time.perf_counter() - began

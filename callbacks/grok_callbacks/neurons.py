@@ -24,7 +24,7 @@ from .functional.sparse_subnetwork import (
 from .monitor import find_submodule, find_weight
 from .protocols import HasMembers
 
-__all__ = ["Neurons", "tell_method"]
+__all__ = ["Neurons", "tell_method", "warn_of_misfits"]
 
 AT_ONCE = 2**18
 """Activations worked on at a time: about what stays in a processor's cache."""
@@ -88,11 +88,12 @@ class Neurons:
     def __init__(self, pl_module: LightningModule, layer: str, next_layer: str, network: str | None = None) -> None:
         self._members = pl_module.n_members if isinstance(pl_module, HasMembers) else None
         self._weight = find_weight(pl_module, layer)
+        self._layer = find_submodule(pl_module, layer)
         self._reader = find_submodule(pl_module, next_layer, "next_layer")
         self._network: nn.Module = pl_module if network is None else find_submodule(pl_module, network, "network")
         self.names = f"{layer} and {next_layer}"
         # A plain network in a module with members is a population of one.
-        self._plain = self._members is None or find_submodule(pl_module, layer).weight.ndim == 2
+        self._plain = self._members is None or self._layer.weight.ndim == 2
         self._logits_lead = self._members is not None and (not self._plain or self._network is pl_module)
         self.n_neurons = self._weight.shape[1]
         self.linear = True
@@ -126,7 +127,7 @@ class Neurons:
             return sizes, order
         except _NotLinear:
             self.linear = False
-            return self._sizes_one_by_one(inputs, order, labels), order
+            return self._sizes_one_by_one(inputs, targets, order, labels), order
 
     def predictions(self, inputs: Tensor, targets: Tensor, sets: Tensor) -> Tensor:
         """Return what subnetworks predict, ``(E, set, B)``; see :func:`predictions`.
@@ -151,16 +152,52 @@ class Neurons:
             return torch.cat(found, dim=-1)
         except _NotLinear:
             self.linear = False
-            return torch.stack([predictions(self._logits(inputs, keep)) for keep in sets.unbind(dim=1)], dim=1)
+            return torch.stack([self._predictions_alone(inputs, targets, keep) for keep in sets.unbind(dim=1)], dim=1)
 
-    def _sizes_one_by_one(self, inputs: Tensor, order: Tensor, labels: Tensor) -> Sizes:
-        n_outputs = self._logits(inputs, None).shape[-1]
+    def _sizes_one_by_one(self, inputs: Tensor, targets: Tensor, order: Tensor, labels: Tensor) -> Sizes:
+        n_outputs = self._logits(inputs[self._some_rows(targets, 1)], None).shape[-1]
 
         def predict_top(size: int) -> Tensor:
-            keep = in_top(order, torch.full((len(order),), size))
-            return predictions(self._logits(inputs, keep))
+            return self._predictions_alone(inputs, targets, in_top(order, torch.full((len(order),), size)))
 
         return linear_search(predict_top, self.n_neurons, labels, n_outputs)
+
+    def _predictions_alone(self, inputs: Tensor, targets: Tensor, keep: Tensor) -> Tensor:
+        """Return ``(E, B)`` of one subnetwork, by forward passes of its own."""
+        pieces = self._pieces(inputs, targets)
+        return torch.cat([predictions(self._logits(piece, keep)) for piece in pieces], dim=1)
+
+    def belong_together(self, inputs: Tensor, targets: Tensor) -> bool:
+        """Return whether ``next_layer`` reads, neuron by neuron, what ``layer`` puts out: tried on one row.
+
+        A normalisation in between is enough for False, and so is another layer in between, whose neurons are others.
+        """
+        inputs = self._without_members(inputs, targets)[self._some_rows(targets, 1)]
+        half = torch.arange(self.n_neurons, device=inputs.device) % 2 == 0
+        read: list[Tensor] = []
+
+        def keep(activations: Tensor) -> Tensor:
+            self._check(activations)
+            read.append(activations)
+            return activations
+
+        def shift(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            return torch.where(half, output + 1, output) if output.shape[-1] == self.n_neurons else output
+
+        self._call(inputs, keep)
+        handle = self._layer.register_forward_hook(shift)
+        try:
+            self._call(inputs, keep)
+        finally:
+            handle.remove()
+        before, after = (activations[..., ~half] for activations in read)
+        return bool(torch.allclose(before, after, rtol=0, atol=0, equal_nan=True))
+
+    def look_like_probabilities(self, inputs: Tensor, targets: Tensor) -> bool:
+        """Return whether a single output lies between 0 and 1 on every one of some rows: tried on a few."""
+        inputs = self._without_members(inputs, targets)[self._some_rows(targets, CHECKED_ROWS)]
+        logits = self._logits(inputs, None)
+        return logits.shape[-1] == 1 and bool(((logits > 0) & (logits < 1)).all())
 
     # ---- how the model is called ---------------------------------------------------------------------------------
 
@@ -199,6 +236,8 @@ class Neurons:
                 logits: Tensor = self._network(inputs)
         finally:
             handle.remove()
+        if not isinstance(logits, Tensor):
+            raise ValueError(f"network: expected its output to be logits, got {type(logits).__name__}")
         if not called:
             raise ValueError(f"next_layer: the model's forward pass does not call it, or not as a module: {self.names}")
         rank = 3 if self._logits_lead else 2
@@ -236,11 +275,12 @@ class Neurons:
     def _readout_of(self, inputs: Tensor, targets: Tensor) -> _Readout:
         """Return the readout, which no row changes: computed once."""
         if self._known is None:
-            self._known = self._readout(inputs[self._some_rows(targets, CHECKED_ROWS)])
+            one, few = (inputs[self._some_rows(targets, n)] for n in (1, CHECKED_ROWS))
+            self._known = self._readout(one, few)
         return self._known
 
-    def _readout(self, few: Tensor) -> _Readout:
-        """Return what a neuron adds to the logits, checked on a few rows against the network without half of them.
+    def _readout(self, one: Tensor, few: Tensor) -> _Readout:
+        """Return what a neuron adds to the logits of one row, checked on a few against networks without half of them.
 
         Raises:
             _NotLinear: If the check fails.
@@ -256,25 +296,20 @@ class Neurons:
             return kept[-1]
 
         with torch.enable_grad():
-            logits = self._call(few, keep_leaf)
+            logits = self._call(one, keep_leaf)
             if not logits.requires_grad or kept[0].shape[:-1] != logits.shape[1 if self._plain else 0 : -1]:
                 raise _NotLinear
             slopes = [
                 torch.autograd.grad(
-                    logits[:, 0, c].sum(), kept[0], retain_graph=True, allow_unused=True, materialize_grads=True
+                    logits[..., c].sum(), kept[0], retain_graph=True, allow_unused=True, materialize_grads=True
                 )[0]
                 for c in range(logits.shape[-1])
             ]
-        # The first row's; were they other ones on other rows, the check would tell.
-        weight = torch.stack([(slope.unsqueeze(0) if self._plain else slope)[:, 0] for slope in slopes], dim=1)
-        activations = kept[0].detach()
-        activations = activations.unsqueeze(0) if self._plain else activations
-        none = torch.zeros(len(weight), self.n_neurons, dtype=torch.bool, device=weight.device)
-        rest = self._logits(few, none)
-        halves = [torch.arange(self.n_neurons, device=weight.device) % 2 == parity for parity in (0, 1)]
-        for keep in [~none, *(half.expand_as(none) for half in halves)]:
-            sums = rest + torch.where(keep.unsqueeze(1), activations, 0) @ weight.mT
-            self._compare(sums, self._logits(few, keep), activations, weight)
+        weight = torch.stack([slope if self._plain else slope[:, 0] for slope in slopes], dim=1)
+        readout = _Readout(weight, None)
+        even = (torch.arange(self.n_neurons, device=weight.device) % 2 == 0).expand(len(weight), 1, -1)
+        self._check_sets(few, readout, torch.cat([even, ~even], dim=1))
+        _, rest = self._sums(few, readout)
         same = bool((rest == rest[:, :1]).all())
         return _Readout(weight, rest[:, :1] if same else None)
 
@@ -337,6 +372,20 @@ def _uncompiled() -> AbstractContextManager[object]:
     """Within, modules run as they are written: compiled ones pass over hooks."""
     # Without dynamo nothing is compiled, and loading it takes a second.
     return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
+
+
+def warn_of_misfits(neurons: Neurons, inputs: Tensor, targets: Tensor) -> None:
+    """Warn of what would be measured without an error, and mean something else than was asked for."""
+    if neurons.look_like_probabilities(inputs, targets):
+        rank_zero_warn(
+            "every output lies between 0 and 1: if these are probabilities, all predictions are the same, for what is "
+            "looked at is the sign of a logit; name the part of the model that puts out logits (network)"
+        )
+    if not neurons.belong_together(inputs, targets):
+        rank_zero_warn(
+            f"what the second of {neurons.names} reads is not, neuron by neuron, what the first puts out: unless there "
+            "is a mere normalisation in between, other neurons are removed than are ranked"
+        )
 
 
 def tell_method(neurons: Neurons, told: str) -> str:

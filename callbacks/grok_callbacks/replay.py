@@ -16,8 +16,9 @@ __all__ = ["Replay"]
 class Replay(Trainer):
     """A Trainer that trains nothing and stands at a step of one's choosing, for :meth:`Monitor.look_back`.
 
-    It works on the CPU, writes nothing, and knows the model and its data as a Trainer in training does: their ``setup``
-    has run, and metrics of the weights that the model has can be had.
+    It works on the CPU, writes nothing, and knows the model and its data: their ``setup`` has run, and metrics of the
+    weights that the model has can be had. It has no training loader: a monitor that needs training rows finds them if
+    the data module hands them out (``HasRows``), or by its argument ``rows``.
 
     Args:
         pl_module: The model.

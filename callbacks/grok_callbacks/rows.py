@@ -50,6 +50,8 @@ def rows_of(
     lead = isinstance(pl_module, HasMembers) and targets.ndim == 2
     if limit is not None:
         inputs, targets = (inputs[:, :limit], targets[:, :limit]) if lead else (inputs[:limit], targets[:limit])
+    if targets.ndim == 2 and targets.shape[1] == 1 and not isinstance(pl_module, HasMembers):
+        targets = targets.squeeze(1)  # as binary losses want them
     # In the precision that the loops hand batches over in.
     inputs = trainer.precision_plugin.convert_input(inputs)
     return inputs.to(pl_module.device), targets.to(pl_module.device)

@@ -15,7 +15,7 @@ from typing_extensions import override
 
 __all__ = ["Snapshots", "remove_snapshots", "state_of", "weights_of", "write_snapshot"]
 
-_FILE = re.compile(r"step_(\d+)\.pt")
+_FILE = re.compile(r"step_(\d{10,})\.pt")
 
 
 @final
@@ -26,6 +26,7 @@ class Snapshots(Mapping[int, Mapping[str, Tensor]]):
         directory: Where the files lie; there may be none.
         others: Further weights, in memory; they stand in place of a file of the same step.
         steps: Steps whose files count; all if ``None``.
+        run: Mark of the run whose files they have to be; any if ``None``.
 
     """
 
@@ -34,7 +35,9 @@ class Snapshots(Mapping[int, Mapping[str, Tensor]]):
         directory: Path,
         others: Mapping[int, Mapping[str, Tensor]] | None = None,
         steps: Collection[int] | None = None,
+        run: str | None = None,
     ) -> None:
+        self._run = run
         self._files = {step: path for step, path in _files(directory).items() if steps is None or step in steps}
         self._others = dict(others or {})
         self._steps = sorted({*self._files, *self._others})
@@ -54,8 +57,11 @@ class Snapshots(Mapping[int, Mapping[str, Tensor]]):
         try:
             content = torch.load(path, weights_only=True, map_location="cpu")
             weights: dict[str, Tensor] = content["weights"]
+            run: str = content.get("run", "")
         except Exception as error:  # torch raises several kinds for a damaged file
             raise ValueError(f"{path} cannot be read as weights of a step: {type(error).__name__}") from error
+        if self._run not in (None, run):
+            raise ValueError(f"{path} is of another run, which writes into the same directory")
         return weights
 
     @override
@@ -67,14 +73,14 @@ class Snapshots(Mapping[int, Mapping[str, Tensor]]):
         return len(self._steps)
 
 
-def write_snapshot(directory: Path, step: int, weights: Mapping[str, Tensor]) -> Path:
-    """Write weights so that their file is at every instant either not there or whole."""
+def write_snapshot(directory: Path, step: int, weights: Mapping[str, Tensor], run: str = "") -> Path:
+    """Write weights so that their file is at every instant either not there or whole; ``run`` marks whose they are."""
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / f"step_{step:010d}.pt"
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=directory)
     try:
         with os.fdopen(descriptor, "wb") as file:
-            torch.save({"step": step, "weights": dict(weights)}, file)
+            torch.save({"step": step, "run": run, "weights": dict(weights)}, file)
             file.flush()
             os.fsync(file.fileno())
         Path(name).chmod(0o644)

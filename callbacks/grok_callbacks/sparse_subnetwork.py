@@ -1,7 +1,7 @@
 """The sparse subnetwork that predicts what the whole network predicts, over time."""
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal, final
+from typing import Any, ClassVar, Literal, final
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from .functional.sparse_subnetwork import in_top
 from .monitor import Monitor
-from .neurons import Neurons, tell_method
+from .neurons import Neurons, tell_method, warn_of_misfits
 from .rows import rows_of
 from .schedule import LogSpaced, Schedule
 
@@ -30,6 +30,8 @@ class SparseSubnetworkExtractor(Monitor):
     against labels without noise, where the data know them). Small is sparse. All sizes are tried, 0 and all neurons
     included, for neither agreement nor accuracy rises steadily with size; :class:`Neurons` says how.
 
+    A prediction is the sign of a single logit, 0 being none, or the largest of several: outputs have to be logits.
+
     Leaves ``size`` with dimensions ``(step, member, rule)``, NaN where the network has diverged, and ``active``, the
     mask of the neurons that ``rule`` finds, with dimensions ``(step, member, neuron)``. Loggers get the sizes' means
     over members.
@@ -43,7 +45,7 @@ class SparseSubnetworkExtractor(Monitor):
         network: Dotted name of the module that maps inputs to logits; the LightningModule itself if ``None``.
         rows: Import path of a function ``(trainer, pl_module, split) -> (inputs, targets)``; by default rows come from
             the data module, or from the dataset of the training loader.
-        limit: Largest number of rows of a member; all of them if ``None``.
+        limit: Largest number of rows of a member; all of them if ``None``. They are read once.
         name: Name of the record's group and prefix of logged scalars.
 
     Raises:
@@ -76,16 +78,26 @@ class SparseSubnetworkExtractor(Monitor):
         self.rows = rows
         self.limit = limit
         self._method = ""
+        self._rows: tuple[Tensor, Tensor] | None = None
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._neurons(pl_module)
+        self._rows = None
+
+    @override
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._rows = None
 
     @override
     def measure(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Tensor]:
         pl_module.eval()
-        inputs, targets = rows_of(trainer, pl_module, "train", self.rows, self.limit)
         neurons = self._neurons(pl_module)
+        if self._rows is None:
+            # Once: a dataset may be slow, or give a row another look every time.
+            self._rows = rows_of(trainer, pl_module, "train", self.rows, self.limit)
+            warn_of_misfits(neurons, *self._rows)
+        inputs, targets = self._rows
         sizes, order = neurons.sizes(inputs, targets)
         self._method = tell_method(neurons, self._method)
         return {"size": torch.stack(sizes, dim=-1), "active": in_top(order, sizes[RULES.index(self.rule)])}
@@ -93,7 +105,16 @@ class SparseSubnetworkExtractor(Monitor):
     @override
     def forget(self) -> None:
         super().forget()
-        self._method = ""
+        self._method, self._rows = "", None
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"method": self._method}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self._method = state_dict["method"]
 
     @override
     def scalars(self, values: dict[str, Tensor]) -> dict[str, float]:
@@ -101,7 +122,15 @@ class SparseSubnetworkExtractor(Monitor):
 
     @override
     def attributes(self) -> dict[str, str | int | float]:
-        return {"layer": self.layer, "next_layer": self.next_layer, "rule": self.rule, "method": self._method}
+        return {
+            "layer": self.layer,
+            "next_layer": self.next_layer,
+            "rule": self.rule,
+            "network": self.network or "",
+            "rows": self.rows or "",
+            "limit": self.limit or 0,
+            "method": self._method,
+        }
 
     def _neurons(self, pl_module: LightningModule) -> Neurons:
         return Neurons(pl_module, self.layer, self.next_layer, self.network)

@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Literal, final
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from typing_extensions import override
 
@@ -18,7 +19,7 @@ from .functional.subnetwork_comparison import (
     random_sets,
 )
 from .monitor import Monitor, named_array
-from .neurons import Neurons, tell_method
+from .neurons import Neurons, tell_method, warn_of_misfits
 from .protocols import HasRows
 from .rows import Split, rows_of
 from .schedule import AtEnd
@@ -129,6 +130,7 @@ class SubnetworkComparison(Monitor):
         self._method = ""
         self._sets: Tensor | None = None  # (E, 2 + controls, neuron): generalizing, complementary, controls
         self._size = torch.empty(0)  # (E,), NaN for a member without a set
+        self._read: dict[Split, tuple[Tensor, Tensor] | None] = {}
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -140,12 +142,13 @@ class SubnetworkComparison(Monitor):
         # What would go wrong in the end is to go wrong now.
         with self.undisturbed(pl_module):
             pl_module.eval()
+            neurons = self._neurons(pl_module)
+            whole = torch.ones_like(neurons.norms(), dtype=torch.bool).unsqueeze(1)
             for split in SPLITS:
-                if (rows := self._rows(trainer, pl_module, split)) is not None:
-                    inputs, targets = rows
-                    few = (*[slice(None)] * (targets.ndim - 1), slice(2))
-                    whole = torch.ones(len(self._neurons(pl_module).norms()), 1, self._neurons(pl_module).n_neurons)
-                    self._neurons(pl_module).predictions(inputs[few], targets[few], whole.bool().to(inputs.device))
+                if (rows := self._fetch(trainer, pl_module, split, limit=2)) is not None:
+                    neurons.predictions(*rows, whole)
+                    if split == "train":
+                        warn_of_misfits(neurons, *rows)
         super().on_train_start(trainer, pl_module)
 
     @override
@@ -170,11 +173,12 @@ class SubnetworkComparison(Monitor):
         controls = random_sets(self._size, active.shape[-1], self.controls, _generator(self.seed))
         self._sets = torch.cat([generalizing, ~generalizing, controls], dim=1)
         self._look_at(trainer, pl_module, snapshots)
+        self._read = {}
 
     @override
     def forget(self) -> None:
         super().forget()
-        self._sets, self._size, self._method = None, torch.empty(0), ""
+        self._sets, self._size, self._method, self._read = None, torch.empty(0), "", {}
 
     def _active(
         self, trainer: Trainer, pl_module: LightningModule, snapshots: Snapshots, step: int
@@ -183,7 +187,10 @@ class SubnetworkComparison(Monitor):
         with weights_of(pl_module, snapshots[step]), self.undisturbed(pl_module):
             pl_module.eval()
             neurons = self._neurons(pl_module)
-            sizes, order = neurons.sizes(*rows_of(trainer, pl_module, "train", self.rows, self.limit))
+            rows = self._rows(trainer, pl_module, "train")
+            if rows is None:
+                raise ValueError(f"{type(self).__name__}: there are no rows trained on")
+            sizes, order = neurons.sizes(*rows)
             self._method = tell_method(neurons, self._method)
         size = sizes[RULES.index(self.rule)]
         return size.cpu(), in_top(order, size).cpu()
@@ -246,11 +253,25 @@ class SubnetworkComparison(Monitor):
         return torch.cat([found[:, :1], self._grouped(found[:, 1:])], dim=1)
 
     def _rows(self, trainer: Trainer, pl_module: LightningModule, split: Split) -> tuple[Tensor, Tensor] | None:
-        """Return the rows of a split; ``None`` where the project has none held out."""
+        """Return the rows of a split, read once; ``None`` where there are none."""
+        if split not in self._read:
+            try:
+                self._read[split] = self._fetch(trainer, pl_module, split, self.limit)
+            except ValueError as error:
+                if split == "train":
+                    raise
+                # Known only since the first validation: no reason to lose what the rest shows.
+                rank_zero_warn(f"{type(self).__name__}: no agreement on held-out rows: {error}")
+                self._read[split] = None
+        return self._read[split]
+
+    def _fetch(
+        self, trainer: Trainer, pl_module: LightningModule, split: Split, limit: int | None
+    ) -> tuple[Tensor, Tensor] | None:
         known = self.rows is not None or isinstance(getattr(trainer, "datamodule", None), HasRows)
         if split == "held_out" and not known and (trainer.val_dataloaders is None or trainer.val_dataloaders == []):
             return None
-        inputs, targets = rows_of(trainer, pl_module, split, self.rows, self.limit)
+        inputs, targets = rows_of(trainer, pl_module, split, self.rows, limit)
         return (inputs, targets) if targets.shape[-1] else None
 
     @override
@@ -266,11 +287,13 @@ class SubnetworkComparison(Monitor):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return super().state_dict() | ({} if self._sets is None else {"sets": self._sets, "size": self._size})
+        state = super().state_dict() | {"method": self._method}
+        return state if self._sets is None else state | {"sets": self._sets, "size": self._size}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
+        self._method = state_dict["method"]
         self._sets, self._size = state_dict.get("sets"), state_dict.get("size", torch.empty(0))
 
     @override
@@ -284,6 +307,10 @@ class SubnetworkComparison(Monitor):
             "controls": self.controls,
             "top": self.top,
             "sensitive_rows": self.sensitive_rows,
+            "seed": self.seed,
+            "network": self.network or "",
+            "rows": self.rows or "",
+            "limit": self.limit or 0,
             "method": self._method,
         }
 

@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
+from uuid import uuid4
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -30,8 +31,8 @@ class WeightTrajectory(Monitor):
 
     Args:
         schedule: When; keep it sparse.
-        directory: Where to; ``weights`` in the directory of the Trainer's logger, or in its ``default_root_dir``, if
-            ``None``.
+        directory: Where to; ``weights`` in the directory that the Trainer's first logger has for this run, or in the
+            Trainer's ``default_root_dir``, if ``None``.
         name: Name of the record's group and prefix of logged scalars.
 
     """
@@ -47,19 +48,35 @@ class WeightTrajectory(Monitor):
         super().__init__(schedule, name)
         self.directory = None if directory is None else Path(directory)
         self._into = Path()
+        self._run = ""
         self._dry = True
 
     def snapshots(self, others: Mapping[int, Mapping[str, Tensor]] | None = None) -> Snapshots:
         """Return the weights that this training has kept; with ``others`` of further steps, in memory."""
-        return Snapshots(self._into, others, steps=set() if self._dry else set(self._steps))
+        return Snapshots(self._into, others, steps=set() if self._dry else set(self._steps), run=self._run)
+
+    @override
+    def forget(self) -> None:
+        super().forget()
+        self._run = uuid4().hex
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"run": self._run}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self._run = state_dict["run"]
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # log_dir asks all processes, so all have to ask.
-        self._into = self.directory or Path(trainer.log_dir or trainer.default_root_dir) / "weights"
+        # The first process's: other ones may know another version.
+        self._into = Path(trainer.strategy.broadcast(str(self.directory or _directory_of_run(trainer) / "weights")))
+        self._run = trainer.strategy.broadcast(self._run)
         self._dry = bool(trainer.fast_dev_run)  # type: ignore[attr-defined]  # set outside Trainer's own code
         if trainer.is_global_zero and not self._dry:
-            remove_snapshots(self._into, after=trainer.global_step if self._steps else -1)
+            remove_snapshots(self._into, after=trainer.global_step or -1)
         if lost := set(self._steps) - set(self.snapshots()):
             rank_zero_warn(
                 f"{self._into} has no weights of {len(lost)} earlier steps, up to step {max(lost)}: this run does not "
@@ -80,7 +97,7 @@ class WeightTrajectory(Monitor):
     def on_measured(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero and not self._dry:
             weights = {name: value.detach().cpu().clone() for name, value in state_of(pl_module).items()}
-            write_snapshot(self._into, trainer.global_step, weights)
+            write_snapshot(self._into, trainer.global_step, weights, self._run)
 
     @override
     def scalars(self, values: dict[str, Tensor]) -> dict[str, float]:
@@ -98,3 +115,12 @@ def find_trajectory(trainer: Trainer, who: str) -> WeightTrajectory:
     if found is None:
         raise ValueError(f"{who} looks back at the weights of earlier steps: add a WeightTrajectory to the callbacks")
     return found
+
+
+def _directory_of_run(trainer: Trainer) -> Path:
+    """Return where Lightning's own checkpoints of this run would have their folder."""
+    if not trainer.loggers or trainer.loggers[0].save_dir is None:
+        return Path(trainer.default_root_dir)
+    logger = trainer.loggers[0]
+    version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
+    return Path(str(logger.save_dir)) / str(logger.name) / version

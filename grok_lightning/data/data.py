@@ -90,14 +90,16 @@ class GrokData(LightningDataModule, ABC):
     def rows(self, split: SplitName) -> tuple[Tensor, Tensor]:
         """Return inputs ``(E, N, ...)`` and labels without noise ``(E, N)``, for monitors; never a batch order.
 
-        Raises:
-            ValueError: If members differ in their number of rows: a rectangle would need invented ones.
-
+        Where members differ in their number of rows, N is the largest, and the rows of the others begin anew.
         """
         table = self._table(split)
-        if table.weights is not None:
-            raise ValueError(f"rows: members differ in their number of {split} rows")
-        return table.inputs, table.targets if table.true_targets is None else table.true_targets
+        targets = table.targets if table.true_targets is None else table.true_targets
+        if table.weights is None or not targets.shape[1]:
+            return table.inputs, targets
+        sizes = (table.weights > 0).sum(dim=1, keepdim=True).clamp(min=1)
+        rows = torch.arange(targets.shape[1], device=targets.device) % sizes
+        members = torch.arange(len(targets), device=targets.device).unsqueeze(1)
+        return table.inputs[members, rows], targets[members, rows]
 
     @abstractmethod
     @override

@@ -213,6 +213,10 @@ def test_shapes_and_names(fit_ours):
         "controls": 3,
         "top": 4,
         "sensitive_rows": 7,
+        "seed": 0,
+        "network": "",
+        "rows": "",
+        "limit": 0,
         "method": "sums over neurons",
     }
 

@@ -94,7 +94,7 @@ def test_a_file_a_step_holds_the_weights_bit_for_bit(fit, tmp_path, schedule, st
     assert names(tmp_path / "w") == names_of(*steps)
     for step in steps:
         kept = content(file_of(tmp_path / "w", step))
-        assert sorted(kept) == ["step", "weights"]
+        assert sorted(kept) == ["run", "step", "weights"]
         assert kept["step"] == step
         assert_same(kept["weights"], weights.at[step])
     assert not torch.equal(weights.at[0]["encoder.fc1.weight"], weights.at[steps[-1]]["encoder.fc1.weight"])

@@ -189,10 +189,15 @@ def test_members_may_have_sizes_of_their_own():
     assert torch.equal(train.inputs[1, :10], train.inputs[0, :10])
 
 
-def test_members_of_other_sizes_have_no_rectangle_of_rows():
-    table = data(n=6, n_held_out=20, members={"seed": [0, 0], "train_size": [40, 10]})
-    with pytest.raises(ValueError, match="differ in their number of train rows"):
-        table.rows("train")
+def test_the_rows_of_a_smaller_member_begin_anew():
+    table = data(n=6, n_held_out=20, members={"seed": [0, 0], "train_size": [40, 12]})
+    inputs, targets = table.rows("train")
+    alone, labels = data(n=6, n_held_out=20, members={"seed": [0], "train_size": [12]}).rows("train")
+    assert inputs.shape == (2, 40, 6)
+    for row in range(40):
+        assert torch.equal(inputs[1, row], alone[0, row % 12])
+        assert targets[1, row] == labels[0, row % 12]
+    assert len(inputs[0].unique(dim=0)) == 40
     assert table.rows("held_out")[0].shape == (2, 20, 6)
 
 
