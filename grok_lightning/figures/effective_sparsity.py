@@ -57,8 +57,8 @@ HOW_TO_READ = (
     "that give on the training rows the predictions, or just the accuracy, of the whole network. Few neurons: a "
     "sparse network. Before memorisation a few neurons may have the accuracy of the whole network by luck. Strong "
     "lines: mean over members that differ only in their seeds; bands: one standard deviation to either side, cut at "
-    "the smallest member; faint lines: single members. Vertical marks: onsets; what is said of one is of the "
-    "measurement nearest to it."
+    "the smallest member; faint lines: single members. Vertical marks, or dots above the panels: onsets; what is said "
+    "of one is of the measurement nearest to it."
 )
 
 RULE_TITLES = {"predictions": "Neurons for the same predictions", "accuracy": "Neurons for the same accuracy"}

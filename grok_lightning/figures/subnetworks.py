@@ -55,13 +55,14 @@ __all__ = ["HOW_TO_READ", "draw_subnetworks", "found_subnetworks", "norm_ratio"]
 
 HOW_TO_READ = (
     "Three sets of neurons, fixed at the end of training and followed back to its beginning: the generalizing set (the "
-    "fewest neurons that predict on the training rows what the whole network predicts), the complementary set (all "
-    "other neurons) and control (random sets of the size of the first). Norm: mean over the set of the norms of "
-    "incoming weights. Agreement: share of rows on which the set alone predicts what the whole network of the same "
-    "step predicts. Overlap: how many of the neurons with the largest norms belong to the generalizing set. Average "
-    "sensitivity: how many input bits change the prediction if flipped, one at a time; k for the parity of k bits. "
-    "Strong lines: mean over members that differ only in their seeds; bands: one standard deviation to either side; "
-    "faint lines: single members. Vertical marks: onsets; what is said of one is of the measurement nearest to it."
+    "fewest neurons, taken in the order of their norms, that stand for the whole network on the training rows), the "
+    "complementary set (all other neurons) and control (random sets of the size of the first). Norm: mean over the set "
+    "of the norms of incoming weights. Agreement: share of rows on which the set alone predicts what the whole network "
+    "of the same step predicts. Generalizing among the largest: how many of the neurons with the largest norms of a "
+    "step are in the generalizing set. Average sensitivity: how many input bits change the prediction if flipped, one "
+    "at a time; k for the parity of k bits. Strong lines: mean over members that differ only in their seeds; bands: "
+    "one standard deviation to either side, where there is one setting; faint lines: single members. Vertical marks, "
+    "or dots above the panels: onsets; what is said of one is of the measurement nearest to it."
 )
 
 FULL, GENERALIZING, COMPLEMENTARY, CONTROL = "full", "generalizing", "complementary", "control"
@@ -180,9 +181,12 @@ def _draw_group(figure: Figure, grid: NDArray[Any], compared: _Compared, suffix:
         _draw_sets(sensitivity, compared, compared.curves("sensitivity", "network"))
         _finish(sensitivity, f"Average sensitivity{suffix}", "sensitivity (input bits)")
         sensitivity.set_ylim(bottom=0)
-        scale_log(ratio, _ratio(compared))
-        _draw_sets(ratio, compared, {GENERALIZING: _ratio(compared)})
-        _finish(ratio, f"Norm, generalizing / complementary{suffix}", "ratio (log scale)")
+        _finish(ratio, f"Norm, ratio of the two{suffix}", "generalizing / complementary")
+        if np.isfinite(_ratio(compared)).any():
+            scale_log(ratio, _ratio(compared))
+            _draw_sets(ratio, compared, {GENERALIZING: _ratio(compared)})
+        else:
+            say_in(ratio, "one of them is empty")
     _mark(figure, grid, compared)
 
 
@@ -264,6 +268,8 @@ def _sentences(compared: _Compared) -> list[str]:
     if not compared.curves("norm", "set"):
         return ["no subnetworks were compared."]
     sentences = [_size_sentence(compared.group)]
+    if caveat := _not_generalised_sentence(compared.onsets, compared.group.sizes["member"]):
+        sentences.append(caveat)
     if ratio := _then_and_at_the_end(compared, _ratio(compared), number):
         sentences.append(f"its mean norm, as a multiple of that of the complementary set: {ratio}.")
     for split, name in SPLIT_NAMES.items():
@@ -286,6 +292,19 @@ def _size_sentence(group: xr.Dataset) -> str:
         return "the size of the generalizing set is unknown."
     by = ", that of a measurement of median size" if group.attrs.get("choose") == "median" else ""
     return f"{neurons_of(group, 'generalizing')}{spread(size)} are in the generalizing set{by}."
+
+
+def _not_generalised_sentence(onsets: Onsets | None, members: int) -> str:
+    """That the name of the generalizing set claims too much for members that did not generalise."""
+    if onsets is None:
+        return ""
+    without = members - int(np.isfinite(onsets.step["generalised"]).sum())
+    if not without:
+        return ""
+    who, of = f"{without} of {members} members did not generalise", "their set is"
+    if members == 1:
+        who, of = "the member did not generalise", "its set is"
+    return f"{who}: {of} what predicts as the whole network does, and no more."
 
 
 def _then_and_at_the_end(compared: _Compared, values: NDArray[np.float64], form: Words) -> str:

@@ -16,7 +16,7 @@ PANELS = [
     "Agreement on rows trained on",
     "Generalizing among the 10 largest",
     "Average sensitivity",
-    "Norm, generalizing / complementary",
+    "Norm, ratio of the two",
 ]
 NEAREST = [5, 4, 8, 4, 7]  # Measurements, at epochs 0, 5, 10, ..., nearest to epochs 27, 20, 38, 21, 35.
 
