@@ -308,8 +308,7 @@ class Neurons:
         weight = torch.stack([slope if self._plain else slope[:, 0] for slope in slopes], dim=1)
         readout = _Readout(weight, None)
         even = (torch.arange(self.n_neurons, device=weight.device) % 2 == 0).expand(len(weight), 1, -1)
-        self._check_sets(few, readout, torch.cat([even, ~even], dim=1))
-        _, rest = self._sums(few, readout)
+        rest = self._check_sets(few, readout, torch.cat([even, ~even], dim=1))
         same = bool((rest == rest[:, :1]).all())
         return _Readout(weight, rest[:, :1] if same else None)
 
@@ -350,11 +349,18 @@ class Neurons:
         for piece in self._pieces(inputs[many], targets):
             self._check_sets(piece, readout, sets)
 
-    def _check_sets(self, inputs: Tensor, readout: _Readout, sets: Tensor) -> None:
+    def _check_sets(self, inputs: Tensor, readout: _Readout, sets: Tensor) -> Tensor:
+        """Compare subnetworks with their forward passes; return the logits without any neuron.
+
+        Raises:
+            _NotLinear: If one differs.
+
+        """
         activations, rest = self._sums(inputs, readout)
         for keep in sets.unbind(dim=1):
             sums = rest + activations @ torch.where(keep.unsqueeze(1), readout.weight, 0).mT
             self._compare(sums, self._logits(inputs, keep), activations, readout.weight)
+        return rest
 
     @staticmethod
     def _compare(sums: Tensor, logits: Tensor, activations: Tensor, weight: Tensor) -> None:

@@ -163,16 +163,16 @@ def prefix_counts(activations: Tensor, readout: Tensor, rest: Tensor, order: Ten
 def _prefix_counts_of_one(activations: Tensor, readout: Tensor, rest: Tensor, order: Tensor, targets: Tensor) -> Tensor:
     (n_rows, n_neurons), n_outputs = activations.shape, len(readout)
     readout = readout.index_select(1, order).T.contiguous()
-    activations = activations.contiguous()  # choosing neurons of a transposed matrix is slow
+    by_neuron = activations.T  # often contiguous as it comes; choosing columns is slow
     counts = torch.zeros(2, n_neurons + 1, dtype=torch.float64, device=rest.device)
     at_once = max(1, AT_ONCE // ((n_neurons + 1) * n_outputs))
     for start in range(0, n_rows, at_once):
         rows = slice(start, start + at_once)
-        ranked = activations[rows].index_select(1, order)
+        ranked = by_neuron[:, rows].index_select(0, order).T
         logits = rest.new_empty(len(ranked), n_neurons + 1, n_outputs)
         logits[:, 0] = rest[rows]
         torch.mul(ranked.unsqueeze(-1), readout, out=logits[:, 1:])
-        logits = logits.cumsum(dim=1)
+        logits.cumsum_(dim=1)
         if bool(logits[:, -1].isnan().any()):  # once NaN, a sum stays NaN
             return torch.full_like(counts, -1, dtype=torch.int64)
         predicted = _predictions(logits)  # (row, size)
