@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from grok_lightning import open as open_run
 from grok_lightning.cli import main
 
 FOLDER = Path(__file__).parents[1] / "configs"
@@ -52,3 +53,26 @@ def test_the_header_of_a_config_holds_a_command_that_names_it(config, capsys):
             # As typed by somebody who has the package and not its sources.
             main([*arguments, "--print_config"])
         assert stopped.value.code in (0, None), capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "axis", ["init_seed: [0, 1]", "train_size: [70, 40]", "weight_decay: [0.0, 0.1]", "label_noise: [0.0, 0.1]"]
+)
+def test_every_axis_of_the_readme_can_be_swept_with_all_that_watches_parity(axis, elsewhere):
+    small = ["--model.hidden", "[8]", "--data.n_held_out", "20", "--trainer.max_epochs", "2"]
+    decay = ["--model.optimizer.weight_decay", "0"]
+    quiet = ["--trainer.enable_progress_bar=false"]
+    main(
+        [
+            "fit",
+            "--config",
+            str(FOLDER / "parity.yaml"),
+            "--population",
+            f"{{seed: [0], {axis}}}",
+            *small,
+            *decay,
+            *quiet,
+        ]
+    )
+    record = open_run(elsewhere / "runs").record
+    assert record["sparse_subnetwork"].sizes["member"] == record["subnetworks"].sizes["member"] == 2

@@ -16,7 +16,14 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 
 import grok_lightning
-from grok_callbacks import EveryNSteps, LearningCurves, NeuronNormTracker, Onset
+from grok_callbacks import (
+    EveryNSteps,
+    LearningCurves,
+    NeuronNormTracker,
+    Onset,
+    SubnetworkComparison,
+    WeightTrajectory,
+)
 from grok_lightning import MLP, LastCheckpoint, Recorder, SparseParity, TableData, runs
 from grok_lightning.cli import main
 from grok_lightning.records import read_record
@@ -634,3 +641,9 @@ def test_outside_the_main_thread_ctrl_c_is_left_alone(train, tmp_path, handler):
         trainer = pool.submit(train, LastCheckpoint()).result(120)
     assert trainer.global_step == 8
     assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_a_monitor_after_the_recorder_is_in_the_record_too(train, tmp_path):
+    layers = ("network.hidden.0", "network.output")
+    train(Recorder(), WeightTrajectory(EveryNSteps(4)), SubnetworkComparison(*layers))
+    assert {"weights", "subnetworks"} <= set(read_record(tmp_path / "records.nc").children)

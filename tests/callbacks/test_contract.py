@@ -7,10 +7,12 @@ import importlib
 import inspect
 import pickle
 import pkgutil
+import random
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback
@@ -438,6 +440,15 @@ class DrawsWhileMeasuring(Careless):
         return super().measure(trainer, pl_module)
 
 
+class DrawsFromOtherGenerators(Careless):
+    """As datasets do that augment their rows."""
+
+    def measure(self, trainer, pl_module):
+        random.random()
+        np.random.rand()
+        return super().measure(trainer, pl_module)
+
+
 class EvaluatesWhileMeasuring(Careless):
     def measure(self, trainer, pl_module):
         pl_module.eval()
@@ -530,6 +541,12 @@ def test_what_changes_our_training_is_caught(make_trainer, careless, match):
 
 def test_our_loader_may_be_iterated_by_anybody(make_trainer):
     check_changes_nothing(our_setting(make_trainer), IteratesTheLoader)
+
+
+def test_the_generators_of_python_and_numpy_are_put_back(setting):
+    before = random.getstate(), np.random.get_state()[1].tolist()
+    setting.fit(DrawsFromOtherGenerators())
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == before
 
 
 @pytest.mark.parametrize("guarded", [Careless, DrawsWhileMeasuring, EvaluatesWhileMeasuring])

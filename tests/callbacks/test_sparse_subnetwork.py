@@ -461,3 +461,76 @@ def test_layers_that_do_not_serve_are_refused_before_the_first_step(fit, with_fo
 def test_a_network_that_does_not_exist_is_refused_before_the_first_step(fit):
     with pytest.raises(ValueError, match="network: the model has no 'decoder'"):
         fit(extractor(network="decoder"))
+
+
+class Three(LightningModule):
+    """Three layers of one width, for naming the wrong ones; ``squash`` makes probabilities of the one output."""
+
+    def __init__(self, squash=False):
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(1)
+            self.a, self.b, self.c = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 1)
+        self.squash = squash
+
+    def forward(self, x):
+        logits = self.c(torch.relu(self.b(torch.relu(self.a(x)))))
+        return torch.sigmoid(logits) if self.squash else logits
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        return (self(x).squeeze(-1) - y.reshape(-1).float()).square().mean()
+
+    def validation_step(self, batch, batch_idx):
+        """Not needed."""
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def test_layers_that_are_not_neighbours_are_warned_of(fit):
+    with pytest.warns(UserWarning, match="other neurons are removed than are ranked"):
+        fit(SparseSubnetworkExtractor("a", "c"), module=Three(), limit_val_batches=0)
+    fit(SparseSubnetworkExtractor("b", "c"), module=Three(), limit_val_batches=0)  # warnings are errors
+
+
+def test_probabilities_are_warned_of(fit):
+    with pytest.warns(UserWarning) as told:  # the other one: a sigmoid is no sum
+        fit(SparseSubnetworkExtractor("b", "c"), module=Three(squash=True), limit_val_batches=0)
+    assert any("if these are probabilities, all predictions are the same" in str(one.message) for one in told)
+
+
+def test_targets_may_be_columns_as_binary_losses_want_them(fit):
+    x = torch.randn(24, 4, generator=torch.Generator().manual_seed(0))
+    y = (x[:, 0] > 0).float()
+    histories = []
+    for targets in (y, y.unsqueeze(1)):
+        monitor = SparseSubnetworkExtractor("b", "c", schedule=EveryNSteps(4))
+        fit(monitor, module=Three(), train=DataLoader(TensorDataset(x, targets), batch_size=8), limit_val_batches=0)
+        histories.append(monitor.history["size"])
+    assert torch.equal(*histories)
+
+
+def test_a_forward_that_returns_no_tensor_is_refused(fit):
+    class Wrapped(Three):
+        def forward(self, x):
+            return {"logits": super().forward(x)}
+
+        def training_step(self, batch, batch_idx):
+            return self.c.weight.sum()
+
+    with pytest.raises(ValueError, match="network: expected its output to be logits, got dict"):
+        fit(SparseSubnetworkExtractor("b", "c"), module=Wrapped(), limit_val_batches=0)
+
+
+def test_members_of_several_sizes_are_each_measured_on_their_own_rows(make_trainer):
+    """A smaller member's rows come again; its sizes by predictions are those that it has alone."""
+    together = {"seed": [0, 1], "train_size": [40, 24]}
+    sizes = []
+    for members in (together, {"seed": [1], "train_size": [24]}):
+        data = TableData(SparseParity(6, 2), n_held_out=10, batch_size=None, members=members)
+        module = MLP(6, hidden=[12], optimizer=lambda p: torch.optim.SGD(p, lr=0.5), members=members).double()
+        monitor = SparseSubnetworkExtractor("network.hidden.0", "network.output", schedule=EveryNSteps(5))
+        make_trainer(max_steps=20, callbacks=[monitor], precision="64-true").fit(module, datamodule=data)
+        sizes.append(monitor.history["size"][:, -1])
+    assert torch.equal(sizes[0][:, 0], sizes[1][:, 0])

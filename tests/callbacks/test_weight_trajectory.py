@@ -3,6 +3,7 @@ import os
 import pickle
 import re
 import stat
+import warnings
 from contextlib import nullcontext
 
 import pytest
@@ -293,7 +294,16 @@ def test_training_anew_removes_what_an_earlier_run_left(fit, tmp_path, schedule)
 
 
 def test_unrelated_files_are_left_alone(fit, tmp_path):
-    others = ["notes.txt", "step_9.pt.bak", "xstep_9.pt", "step_.pt", "step_9.ckpt", ".step_0000000009.pt.abc"]
+    others = [
+        "notes.txt",
+        "step_9.pt",
+        "step_2000.pt",
+        "step_9.pt.bak",
+        "xstep_9.pt",
+        "step_.pt",
+        "step_9.ckpt",
+        ".step_0000000009.pt.abc",
+    ]
     for name in others:
         (tmp_path / name).write_text("mine")
     (tmp_path / "folder").mkdir()
@@ -592,3 +602,36 @@ def test_two_processes_leave_the_files_of_one_and_look_back_at_them(make_trainer
         assert torch.equal(found["sets"], expected["sets"])
         for name, values in expected["values"].items():
             torch.testing.assert_close(found["values"][name], values, rtol=0, atol=1e-6, equal_nan=True)
+
+
+def test_weights_of_another_run_in_the_same_directory_are_not_taken_for_ones_own(fit, tmp_path):
+    trajectory = WeightTrajectory(EveryNSteps(3), tmp_path)
+    fit(trajectory)
+    write_snapshot(tmp_path, 3, trajectory.snapshots()[3], run="another")
+    assert trajectory.snapshots()[0]
+    with pytest.raises(ValueError, match="is of another run, which writes into the same directory"):
+        trajectory.snapshots()[3]
+
+
+def test_a_run_that_goes_on_under_another_name_loses_no_file(fit, tmp_path):
+    trainer = fit(WeightTrajectory(EveryNSteps(2), tmp_path / "w"), max_epochs=1)
+    trainer.save_checkpoint(tmp_path / "one.ckpt")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`")
+        fit(WeightTrajectory(EveryNSteps(2), tmp_path / "w", name="others"), ckpt_path=tmp_path / "one.ckpt")
+    assert {"step_0000000000.pt", "step_0000000002.pt"} <= set(names(tmp_path / "w"))
+
+
+def test_every_loggers_run_has_a_folder_of_its_own(fit, tmp_path):
+    for version in ("a", 3):
+        trajectory = WeightTrajectory(EveryNSteps(6))
+        fit(trajectory, logger=CSVLogger(tmp_path, name="mine", version=version))
+        folder = tmp_path / "mine" / (version if isinstance(version, str) else f"version_{version}") / "weights"
+        assert names(folder) == names_of(0, 6)
+
+
+def test_a_run_that_goes_on_elsewhere_says_what_it_has_lost(fit, tmp_path):
+    trainer = fit(WeightTrajectory(EveryNSteps(1), tmp_path / "w"), max_epochs=1)
+    trainer.save_checkpoint(tmp_path / "one.ckpt")
+    with pytest.warns(UserWarning, match="has no weights of 4 earlier steps, up to step 3"):
+        fit(WeightTrajectory(EveryNSteps(1), tmp_path / "elsewhere"), ckpt_path=tmp_path / "one.ckpt")
