@@ -397,8 +397,9 @@ class Recorder(Callback):
 
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Once more, for monitors that come after it and look back when training ends.
-        self._write(trainer, pl_module)
+        if self.started:
+            # Once more, for monitors that come after it and look back when training ends.
+            self._write(trainer, pl_module)
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

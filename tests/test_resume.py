@@ -218,7 +218,7 @@ def test_the_record_that_is_written_with_a_checkpoint_ends_there(
     monkeypatch.setattr(sys, "argv", ["grok"])
     (tmp_path / "tiny.yaml").write_text(CONFIG.replace("SAVE", "every_n_train_steps: 2"))
     main(["fit", "--config", "tiny.yaml", "--trainer.max_steps=6"])
-    assert written == [2, 4, 6, 6, 6]  # at every checkpoint, at the end, and with the last one
+    assert written == [2, 4, 6, 6, 6, 6]  # at every checkpoint, at the end, with the last one, and of all monitors
 
 
 def test_a_changed_run_is_noticed(fit: Fit) -> None:
