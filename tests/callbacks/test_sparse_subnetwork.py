@@ -1,4 +1,5 @@
 import math
+import warnings
 from itertools import product
 
 import pytest
@@ -495,7 +496,8 @@ def test_layers_that_are_not_neighbours_are_warned_of(fit):
 
 
 def test_probabilities_are_warned_of(fit):
-    with pytest.warns(UserWarning) as told:  # the other one: a sigmoid is no sum
+    with warnings.catch_warnings(record=True) as told:  # the other one: a sigmoid is no sum
+        warnings.simplefilter("always")
         fit(SparseSubnetworkExtractor("b", "c"), module=Three(squash=True), limit_val_batches=0)
     assert any("if these are probabilities, all predictions are the same" in str(one.message) for one in told)
 
