@@ -43,6 +43,7 @@ from grok_lightning.figures.style import (
     mark_onsets_above,
     new_figure,
     onset_handles,
+    openings,
     palette,
     setting_handles,
     tick_text,
@@ -253,12 +254,8 @@ def onset_sentences(record: xr.DataTree) -> list[str]:
     clock, group = Clock.of(record), kinds[0]
     onsets = read_onsets(record, member_labels(group))
     assert onsets is not None
-    found = settings(group)
-    if not palette(found).few:
-        everyone = np.arange(group.sizes["member"])
-        return _sentences_of(clock, onsets, everyone, f"Over all {len(found)} settings, ")
     return [
-        sentence for setting in found for sentence in _sentences_of(clock, onsets, setting.members, setting.opening)
+        sentence for opening, members in openings(group) for sentence in _sentences_of(clock, onsets, members, opening)
     ]
 
 

@@ -42,6 +42,7 @@ from grok_lightning.figures.style import (
     mark_onsets_above,
     new_figure,
     onset_handles,
+    openings,
     palette,
     say_in,
     scale_log,
@@ -248,13 +249,9 @@ def fall_steps(
 
 
 def _sentences(record: xr.DataTree, part: xr.Dataset) -> list[str]:
-    found = settings(part)
-    chosen = [(setting.opening, setting.members) for setting in found]
-    if not palette(found).few:
-        chosen = [(f"Over all {len(found)} settings, ", np.arange(part.sizes["member"]))]
     sentences = [
         capital(f"{opening}{_words(_read(record, part.isel(member=members), rule), RULE_WORDS.get(rule, rule))}.")
-        for opening, members in chosen
+        for opening, members in openings(part)
         for rule in labels_along(part, "rule")
     ]
     if np.isfinite(part["size"].values).any():

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+import xarray as xr
 from matplotlib import colormaps
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
@@ -18,7 +19,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 from matplotlib.transforms import ScaledTranslation
 from numpy.typing import NDArray
 
-from grok_lightning.figures.reading import EVENTS, Clock, Onsets, Setting, average
+from grok_lightning.figures.reading import EVENTS, Clock, Onsets, Setting, average, settings
 from grok_lightning.figures.words import count, number, plain
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "mark_onsets_above",
     "new_figure",
     "onset_handles",
+    "openings",
     "palette",
     "remove_caption",
     "say_in",
@@ -155,6 +157,14 @@ def palette(found: Sequence[Setting]) -> Palette:
     values, label, norm = _colour_scale(found)
     colours = tuple(to_hex(scale(norm(value))) for value in values)
     return Palette(colours, few=False, _scale=_mappable(norm, scale), _label=label)
+
+
+def openings(group: xr.Dataset) -> list[tuple[str, NDArray[np.intp]]]:
+    """How sentences on a group begin, and the members they are about: one setting each, all members beyond seven."""
+    found = settings(group)
+    if palette(found).few:
+        return [(setting.opening, setting.members) for setting in found]
+    return [(f"Over all {len(found)} settings, ", np.arange(group.sizes["member"]))]
 
 
 def _mappable(norm: Normalize, scale: Colormap) -> ScalarMappable:

@@ -43,6 +43,7 @@ from grok_lightning.figures.style import (
     mark_onsets_above,
     new_figure,
     onset_handles,
+    openings,
     palette,
     say_in,
     scale_log,
@@ -182,9 +183,10 @@ def _draw_group(figure: Figure, grid: NDArray[Any], compared: _Compared, suffix:
         _finish(sensitivity, f"Average sensitivity{suffix}", "sensitivity (input bits)")
         sensitivity.set_ylim(bottom=0)
         _finish(ratio, f"Norm, ratio of the two{suffix}", "generalizing / complementary")
-        if np.isfinite(_ratio(compared)).any():
-            scale_log(ratio, _ratio(compared))
-            _draw_sets(ratio, compared, {GENERALIZING: _ratio(compared)})
+        values = _ratio(compared)
+        if np.isfinite(values).any():
+            scale_log(ratio, values)
+            _draw_sets(ratio, compared, {GENERALIZING: values})
         else:
             say_in(ratio, "one of them is empty")
     _mark(figure, grid, compared)
@@ -254,11 +256,7 @@ def found_subnetworks(record: xr.DataTree) -> str:
     """
     texts = []
     for head, part in parts_of_kind(record, "SubnetworkComparison").items():
-        found = settings(part)
-        chosen = [(setting.opening, setting.members) for setting in found]
-        if not palette(found).few:
-            chosen = [(f"Over all {len(found)} settings, ", np.arange(part.sizes["member"]))]
-        for opening, members in chosen:
+        for opening, members in openings(part):
             sentences = _sentences(_read(record, part.isel(member=members)))
             texts.append(f"{head}{capital(opening + sentences[0])} {' '.join(map(capital, sentences[1:]))}".strip())
     return " ".join(texts)
