@@ -1,5 +1,6 @@
 """What a training step receives: the one agreement between data modules and modules."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from torch import Tensor
@@ -18,6 +19,8 @@ class Batch(NamedTuple):
         weights: ``(E, B)``, summing to 1 over the rows of one member's whole batch (0 = padding), or ``None`` for the
             plain mean over B.
         true_targets: ``(E, B)`` labels without noise, or ``None`` where there is no noise.
+        subsets: Masks ``(E, B)``, bool, by name: rows whose metrics are kept apart too; the same names in every batch
+            of a loader. ``None`` where there are none.
 
     """
 
@@ -25,10 +28,12 @@ class Batch(NamedTuple):
     targets: Tensor
     weights: Tensor | None = None
     true_targets: Tensor | None = None
+    subsets: Mapping[str, Tensor] | None = None
 
 
 def take(batch: Batch, rows: slice) -> Batch:
     """Return some rows of every member; views, not copies."""
     weights = None if batch.weights is None else batch.weights[:, rows]
     true_targets = None if batch.true_targets is None else batch.true_targets[:, rows]
-    return Batch(batch.inputs[:, rows], batch.targets[:, rows], weights, true_targets)
+    subsets = None if batch.subsets is None else {name: mask[:, rows] for name, mask in batch.subsets.items()}
+    return Batch(batch.inputs[:, rows], batch.targets[:, rows], weights, true_targets, subsets)

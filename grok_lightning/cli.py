@@ -143,7 +143,7 @@ class GrokCLI(LightningCLI):
         )
         for target in ("model", "data"):
             parser.link_arguments("population", f"{target}.init_args.members", compute_fn=_members)
-        for name in ("n_inputs", "n_outputs"):
+        for name in ("n_inputs", "n_tokens", "n_outputs"):
             parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
         parser.set_defaults(
             {
@@ -403,7 +403,7 @@ def _check_words(argv: Sequence[str]) -> None:
         given = f", got '{argv[0]}'{nearest(argv[0], SUBCOMMANDS)}" if argv else ""
         raise UserError(f"expected one of {', '.join(SUBCOMMANDS)}{given}")
     for argument in argv:
-        if match := re.match(r"--(model|data)\.(?:init_args\.)?(members|n_inputs|n_outputs)\b", argument):
+        if match := re.match(r"--(model|data)\.(?:init_args\.)?(members|n_inputs|n_tokens|n_outputs)\b", argument):
             source = "population" if match[2] == "members" else "the data"
             raise UserError(f"{match[1]}.{match[2]} is set by {source}")
 

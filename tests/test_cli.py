@@ -45,8 +45,10 @@ LAST = RUN / "checkpoints" / "last.ckpt"
 
 OWN = '''
 import torch
-from grok_lightning import Task
+from grok_lightning import GrokModule, Task
 from grok_lightning.losses import hinge
+from grok_lightning.modules.mlp import paper_sgd
+from grok_lightning.networks import Network
 from lightning.pytorch import Callback
 
 
@@ -77,9 +79,61 @@ class FailsAtStepFive(Callback):
             raise ValueError("five is enough")
 
 
+class Bag(Network):
+    """Embeds tokens and adds them up."""
+
+    def __init__(self, n_tokens, n_outputs, n_members):
+        super().__init__()
+        self.n_members = n_members
+        self.embedding = torch.nn.Parameter(torch.zeros(n_members, n_tokens, n_outputs))
+
+    def forward(self, inputs):
+        return torch.stack([table[rows] for table, rows in zip(self.embedding, inputs)]).sum(dim=2)
+
+    def like(self, n_members):
+        return Bag(*self.embedding.shape[1:], n_members)
+
+
+class Tokens(GrokModule):
+    """A model that wants to know how many tokens there are."""
+
+    def __init__(self, n_tokens: int, n_outputs: int, members: dict[str, list[int | float]] | None = None):
+        super().__init__("cross_entropy", paper_sgd, None, members)
+        self.n_tokens, self.n_outputs = n_tokens, n_outputs
+        self.save_hyperparameters()
+        self.keep_hyperparameters()
+
+    def build_network(self, generators):
+        return Bag(self.n_tokens, self.n_outputs, len(generators))
+
+
 def doubled_hinge(logits, targets):
     return 2 * hinge(logits, targets)
+
+
+def twice_minus(x, y, p):
+    return 2 * x - y
+
+
+def ratio(x, y, p):
+    return x / (y + 1)
 '''
+
+MODULAR = """
+model: own_things.Tokens
+data:
+  class_path: TableData
+  init_args:
+    task: {class_path: ModularArithmetic, init_args: {operation: add, p: 7}}
+    train_size: 20
+    batch_size: null
+    n_held_out: null
+population: {seed: [0, 1]}
+trainer:
+  max_epochs: 2
+  enable_progress_bar: false
+"""
+MODULAR_RUN = Path("runs/modular/version_0")
 
 
 @pytest.fixture(scope="session")
@@ -100,6 +154,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_module: Path) ->
     folder = tmp_path / "work"
     folder.mkdir()
     (folder / "tiny.yaml").write_text(CONFIG)
+    (folder / "modular.yaml").write_text(MODULAR)
     monkeypatch.chdir(folder)
     return folder
 
@@ -189,6 +244,45 @@ def test_a_number_or_name_out_of_range_says_what_was_expected_and_what_came(
     capsys: pytest.CaptureFixture[str], argument: str, says: str
 ) -> None:
     assert re.search(says, complaint(capsys, "fit", "--config", "tiny.yaml", argument))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--data.task.p=1"], r"p must be at least 2, got p = 1"),
+        (["--data.task.p=seven"], r"p: .*seven"),
+        (["--data.task.operation=ad"], r"operation: expected one of add, .* got 'ad'; did you mean add\?"),
+        (["--data.task.operation=own_things.twice_minu"], r"operation: .*own_things.twice_minu"),
+        (
+            ["--data.task.operation=own_things.ratio"],
+            r"expected ratio to return torch.int64 \(49,\), got torch.float32",
+        ),
+        (["--data.train_size=50"], r"train_size: expected at most the 49 rows that there are, got 50"),
+        (["--data.train_size=null"], r"train_size: expected at most the 49 rows that there are, got 1000"),
+        (
+            ["--data.train_fraction=0.5"],
+            r"train_size and train_fraction: expected one of them, got train_size = 20 and",
+        ),
+        (["--data.train_size=null", "--data.train_fraction=0"], r"train_fraction: .* \(0, 1\], got 0"),
+        (["--data.train_size=null", "--data.train_fraction=1.5"], r"train_fraction: .* \(0, 1\], got 1.5"),
+        (["--data.train_size=null", "--data.train_fraction=-0.1"], r"train_fraction: .* \(0, 1\], got -0.1"),
+        (["--population={train_fraction: [0.5]}"], r"train_size and train_fraction: expected one of them"),
+        (["--data.train_size=null", "--population={train_fraction: [0.5, 2]}"], r"train_fraction: .* got 2"),
+        (["--data.split=symetric"], r"split: .*symmetric.*symetric"),
+        (["--data.random_labels=true", "--data.label_noise=0.1"], r"label_noise: random labels .* got 0.1"),
+        (
+            ["--data.task=SparseParity", "--data.n_held_out=5", "--data.split=symmetric"],
+            r"split: symmetric needs a task",
+        ),
+        (["--data.task=SparseParity"], r"n_held_out: expected a number, as SparseParity does not list"),
+        (["--model=MLP", "--model.loss=cross_entropy"], r"expected rows of numbers, got tokens \(torch.int64\)"),
+        (["--model.n_tokens=9"], r"model.n_tokens is set by the data"),
+    ],
+)
+def test_a_modular_task_that_cannot_be_is_refused(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], says: str
+) -> None:
+    assert re.search(says, complaint(capsys, "fit", "--config", "modular.yaml", *arguments))
 
 
 def test_hardware_that_is_not_there_is_refused(
@@ -569,7 +663,7 @@ def test_a_run_leaves_its_config_checkpoint_record_and_events() -> None:
     assert {"config", "checkpoints", "records", "events"} <= names
     assert LAST.is_file()
     assert read_record(RUN / "records.nc").attrs["status"] == "finished"
-    assert [path.name for path in Path().iterdir() if path.name != "tiny.yaml"] == ["runs"]
+    assert [path.name for path in Path().iterdir() if path.suffix != ".yaml"] == ["runs"]
 
 
 def test_every_fit_gets_a_directory_of_its_own() -> None:
@@ -605,7 +699,7 @@ def test_what_is_typed_goes_before_the_config() -> None:
     assert config["model"]["init_args"]["optimizer"]["init_args"]["lr"] == 0.25
 
 
-@pytest.mark.parametrize("argument", ["--model.n_inputs=3", "--model.members={seed: [7, 8]}"])
+@pytest.mark.parametrize("argument", ["--model.n_inputs=3", "--model.n_tokens=3", "--model.members={seed: [7, 8]}"])
 def test_what_is_set_elsewhere_is_not_taken_and_dropped(capsys: pytest.CaptureFixture[str], argument: str) -> None:
     """The width of a row is the data's, members are the population's: typing another one must not pass unnoticed."""
     assert complaint(capsys, "fit", "--config", "tiny.yaml", argument)
@@ -624,6 +718,39 @@ def test_a_task_of_ones_own_can_be_given_by_import_path() -> None:
     write("{class_path: SparseParity, init_args: {n: 6, k: 2}}", "own_things.OnesModuloThree")
     fit("--data.train_size=8", "--model.loss=cross_entropy")
     assert weights()["network.output.weight"].shape == (2, 3, 8)
+
+
+def test_a_model_is_told_how_many_tokens_there_are() -> None:
+    main(["fit", "--config", "modular.yaml"])
+    assert weights(MODULAR_RUN)["network.embedding"].shape == (2, 9, 7)
+    curves = read_record(MODULAR_RUN / "records.nc")["curves"]
+    assert curves["split"].values.tolist() == ["train", "held_out", "held_out_unpaired"]
+    assert curves["unpaired_share"].shape == (3, 2)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--data.train_size=null", "--data.train_fraction=1"],
+        ["--data.split=symmetric", "--data.random_labels=true"],
+        ["--data.task.operation=own_things.twice_minus", "--data.label_noise=0.1"],
+        ["--data.train_size=null", "--population={train_fraction: [0.25, 0.5]}"],
+    ],
+    ids=" ".join,
+)
+def test_a_modular_task_trains_in_every_way(arguments: list[str]) -> None:
+    main(["fit", "--config", "modular.yaml", *arguments])
+    assert last_step(MODULAR_RUN) == 2
+    accuracy = read_record(MODULAR_RUN / "records.nc")["curves"]["accuracy"].values
+    assert not torch.tensor(accuracy[..., 0]).isnan().any()
+
+
+def test_a_modular_run_goes_on_with_all_its_curves() -> None:
+    main(["fit", "--config", "modular.yaml"])
+    main(["fit", "--ckpt_path", str(MODULAR_RUN / "checkpoints" / "last.ckpt"), "--trainer.max_epochs=4"])
+    curves = read_record(MODULAR_RUN / "records.nc")["curves"]
+    assert curves["step"].values.tolist() == [0, 1, 2, 3, 4]
+    assert curves["split"].values.tolist() == ["train", "held_out", "held_out_unpaired"]
 
 
 @pytest.mark.parametrize(

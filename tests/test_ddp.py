@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from xarray import Dataset
 
 from grok_callbacks import LearningCurves, NeuronNormTracker, Onset
-from grok_lightning import MLP, LastCheckpoint, OnlineData, Recorder, SparseParity, TableData
+from grok_lightning import MLP, LastCheckpoint, OnlineData, Recorder, SparseParity, TableData, Task
 from grok_lightning.batch import Batch
 from grok_lightning.data import GrokData, StepLoader
 from grok_lightning.records import read_record
@@ -29,7 +30,7 @@ def online(batch_size: int) -> OnlineData:
     return OnlineData(task=SparseParity(8, 2), n_held_out=101, batch_size=batch_size, members={"seed": [0, 1]})
 
 
-def train(folder: Path, data: GrokData, processes: int) -> dict[str, torch.Tensor]:
+def train(folder: Path, data: GrokData, processes: int, module: MLP | None = None) -> dict[str, torch.Tensor]:
     """Fit 200 steps in float64 and return the weights, by way of the checkpoint."""
     trainer = Trainer(
         accelerator="cpu",
@@ -52,7 +53,8 @@ def train(folder: Path, data: GrokData, processes: int) -> dict[str, torch.Tenso
             Recorder(),
         ],
     )
-    trainer.fit(MLP(n_inputs=8, hidden=[16], members=data.members), datamodule=data)
+    module = module or MLP(n_inputs=8, hidden=[16], members=data.members)
+    trainer.fit(module, datamodule=data)
     return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
 
 
@@ -82,6 +84,49 @@ def test_two_processes_give_the_weights_and_the_record_of_one(
         for name, array in one[group].data_vars.items():
             ours, theirs = torch.tensor(two[group][name].values), torch.tensor(array.values)
             torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-9, equal_nan=True)
+
+
+class OneHot(Task):
+    """a + b mod 6 for numbers, not tokens: one-hot a, one-hot b."""
+
+    n_inputs, n_outputs, size = 12, 6, 36
+
+    def table(self) -> torch.Tensor:
+        one_hot = torch.eye(6)
+        return torch.cat([one_hot.repeat_interleave(6, dim=0), one_hot.repeat(6, 1)], dim=1)
+
+    def label(self, inputs: torch.Tensor) -> torch.Tensor:
+        return (inputs[:, :6].argmax(dim=1) + inputs[:, 6:].argmax(dim=1)) % 6
+
+    def mirror(self) -> torch.Tensor:
+        return torch.arange(36).reshape(6, 6).T.flatten()
+
+
+@pytest.mark.parametrize(
+    ("sizes", "n_held_out"),
+    [
+        pytest.param([21, 14], None, id="15 and 22 held-out rows"),
+        pytest.param([35, 34], None, id="one and two: a member has nothing in the second process"),
+        pytest.param([20, 14], 1, id="one: nothing at all in the second process"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork:DeprecationWarning")
+def test_two_processes_tell_the_same_rows_apart(tmp_path: Path, sizes: list[int], n_held_out: int | None) -> None:
+    def curves(processes: int) -> Dataset:
+        members = {"seed": [0, 1], "train_size": sizes}
+        data = TableData(OneHot(), n_held_out=n_held_out, batch_size=None, members=members)
+        folder = tmp_path / str(processes)
+        train(folder, data, processes, MLP(12, 6, hidden=[8], loss="cross_entropy", members=members))
+        return read_record(folder / "records.nc")["curves"].to_dataset()
+
+    one, two = curves(1), curves(2)
+    assert one["split"].values.tolist() == ["train", "held_out", "held_out_unpaired"]
+    assert two["split"].values.tolist() == one["split"].values.tolist()
+    shares = one["unpaired_share"].values
+    assert (shares == shares[0]).all()
+    for name in ("loss", "accuracy", "unpaired_share"):
+        ours, theirs = torch.tensor(two[name].values), torch.tensor(one[name].values)
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-9, equal_nan=True)
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork:DeprecationWarning")

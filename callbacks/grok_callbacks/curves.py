@@ -1,7 +1,8 @@
 """Learning curves of every member, from validation."""
 
-from collections.abc import Mapping
-from typing import ClassVar, final
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, final
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -14,6 +15,8 @@ from .schedule import EveryValidation
 
 __all__ = ["LearningCurves", "read_metric"]
 
+SPLITS = ("train", "held_out")
+
 
 @final
 class LearningCurves(Monitor):
@@ -22,6 +25,11 @@ class LearningCurves(Monitor):
     Leaves ``loss`` and ``accuracy`` with dimensions ``(step, member, split)``, NaN where the module logs no such metric
     (no held-out rows, say), and ``true_accuracy``, against labels without noise, where the module has one. Loggers get
     nothing from here: the metrics are the module's, and it logs them itself.
+
+    Where a module that knows its metrics for every member (:class:`HasMemberMetrics`) has some of a part of the
+    held-out rows at the first measurement, ``val_unpaired/accuracy`` beside ``val/accuracy`` say, ``split`` goes on
+    with that part, ``held_out_unpaired``. ``unpaired_share``, ``(step, member)``, is the share of the held-out rows
+    that are unpaired, which is to say that their swap (b, a) is not trained on, where the module knows it.
 
     Args:
         train_loss: Name of the metric on rows trained on, as the module logs it.
@@ -36,8 +44,9 @@ class LearningCurves(Monitor):
         "loss": ("split",),
         "accuracy": ("split",),
         "true_accuracy": ("split",),
+        "unpaired_share": (),
     }
-    labels: ClassVar[Mapping[str, tuple[str, ...]]] = {"split": ("train", "held_out")}
+    labels: Mapping[str, Sequence[str | int]] = {"split": SPLITS}
 
     def __init__(
         self,
@@ -50,21 +59,63 @@ class LearningCurves(Monitor):
         super().__init__(EveryValidation(), name)
         self.loss = (train_loss, held_out_loss)
         self.accuracy = (train_accuracy, held_out_accuracy)
+        self._subsets: list[str] | None = None
 
     @override
     def measure(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Tensor]:
-        curves = {"loss": self._pair(trainer, pl_module, self.loss)}
-        curves["accuracy"] = self._pair(trainer, pl_module, self.accuracy)
+        subsets = self._subsets_of(pl_module) if self._subsets is None else self._subsets
+        curves = {
+            "loss": self._curve(trainer, pl_module, self.loss, subsets),
+            "accuracy": self._curve(trainer, pl_module, self.accuracy, subsets),
+        }
         if all(bool(curve.isnan().all()) for curve in curves.values()):
             return {}
-        if read_metric(trainer, pl_module, "train/true_accuracy") is not None:
-            true = self._pair(trainer, pl_module, ("train/true_accuracy", "val/true_accuracy"))
+        self._set_subsets(subsets)
+        true = read_metric(trainer, pl_module, "train/true_accuracy")
+        if true is not None:
             # Held-out labels have no noise: their accuracy is against the truth in any case.
-            true[:, 1] = curves["accuracy"][:, 1]
-            curves["true_accuracy"] = true
+            curves["true_accuracy"] = torch.cat([true.cpu().double().unsqueeze(1), curves["accuracy"][:, 1:]], dim=1)
+        prefix, slash, _ = self.accuracy[1].partition("/")
+        for name in subsets:
+            share = read_metric(trainer, pl_module, f"{prefix}{slash}{name}_share")
+            if share is not None and f"{name}_share" in self.dims:
+                curves[f"{name}_share"] = share
         return curves
 
-    def _pair(self, trainer: Trainer, pl_module: LightningModule, names: tuple[str, str]) -> Tensor:
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"subsets": self._subsets}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        # A history without the key is older than the parts, and has none.
+        self._set_subsets(state_dict.get("subsets", [] if self._steps else None))
+
+    @override
+    def forget(self) -> None:
+        super().forget()
+        self._set_subsets(None)
+
+    def _set_subsets(self, subsets: list[str] | None) -> None:
+        """Settle which parts of the held-out rows there are; ``None``: not known before the first measurement."""
+        self._subsets = subsets
+        self.labels = {"split": (*SPLITS, *(f"held_out_{name}" for name in subsets or []))}
+
+    def _subsets_of(self, pl_module: LightningModule) -> list[str]:
+        """Return the names X of ``val_X/accuracy`` beside ``val/accuracy``, or whatever that is called."""
+        prefix, slash, name = self.accuracy[1].partition("/")
+        if not slash or not isinstance(pl_module, HasMemberMetrics):
+            return []
+        pattern = re.compile(rf"{re.escape(prefix)}_(\w+)/{re.escape(name)}")
+        return [found[1] for metric in pl_module.member_metrics() if (found := pattern.fullmatch(metric))]
+
+    def _curve(
+        self, trainer: Trainer, pl_module: LightningModule, pair: tuple[str, str], subsets: Sequence[str]
+    ) -> Tensor:
+        """Return the metric ``(E, split)``, of the rows trained on, of the held-out ones and of parts of these."""
+        prefix, slash, name = pair[1].partition("/")
+        names = [*pair, *(f"{prefix}_{subset}{slash}{name}" for subset in subsets)]
         values = [read_metric(trainer, pl_module, name) for name in names]
         length = max([len(value) for value in values if value is not None], default=1)
         return torch.stack(

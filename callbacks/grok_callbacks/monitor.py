@@ -5,7 +5,7 @@ import re
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar, final
 
@@ -47,7 +47,8 @@ class Monitor(Callback, ABC):
 
     Attributes:
         dims: Own dimensions of every array, after member (``{"norm": ("neuron",)}``).
-        labels: Names along a dimension, where it has any (``{"split": ("train", "held_out")}``).
+        labels: Names along a dimension, where it has any (``{"split": ("train", "held_out")}``); an instance may set
+            its own, before or at its first measurement.
         seconds: Wall-clock seconds spent measuring, in this process.
         owed: Step of the checkpoint that is resumed from, if the validation that belongs to it is still to come.
 
@@ -57,7 +58,7 @@ class Monitor(Callback, ABC):
     """
 
     dims: ClassVar[Mapping[str, tuple[str, ...]]] = {}
-    labels: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    labels: Mapping[str, Sequence[str | int]] = {}
 
     def __init__(self, schedule: Schedule, name: str) -> None:
         if not re.fullmatch(r"[a-z][a-z0-9_]*", name):

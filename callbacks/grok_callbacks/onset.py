@@ -1,5 +1,6 @@
 """When members memorise, generalise and forget."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, final
 
 import torch
@@ -50,7 +51,7 @@ class Onset(Monitor):
     EVENTS: ClassVar[tuple[Event, ...]] = ("memorised", "generalised", "forgotten")
 
     dims: ClassVar[dict[str, tuple[str, ...]]] = {"accuracy": ("split",)}
-    labels: ClassVar[dict[str, tuple[str, ...]]] = {"event": EVENTS}
+    labels: Mapping[str, Sequence[str | int]] = {"event": EVENTS}
 
     def __init__(
         self,

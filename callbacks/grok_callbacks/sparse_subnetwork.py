@@ -1,6 +1,6 @@
 """The sparse subnetwork that predicts what the whole network predicts, over time."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, final
 
 import torch
@@ -54,7 +54,7 @@ class SparseSubnetworkExtractor(Monitor):
     """
 
     dims: ClassVar[Mapping[str, tuple[str, ...]]] = {"size": ("rule",), "active": ("neuron",)}
-    labels: ClassVar[Mapping[str, tuple[str, ...]]] = {"rule": RULES}
+    labels: Mapping[str, Sequence[str | int]] = {"rule": RULES}
 
     def __init__(
         self,

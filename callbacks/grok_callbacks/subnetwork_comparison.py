@@ -1,7 +1,7 @@
 """The generalizing subnetwork and its rivals, looked back at from the end of training."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, final
 
 import torch
@@ -84,7 +84,7 @@ class SubnetworkComparison(Monitor):
         "overlap": (),
         "sensitivity": ("network",),
     }
-    labels: ClassVar[Mapping[str, tuple[str, ...]]] = {"set": SETS, "split": SPLITS, "network": ("full", *SETS)}
+    labels: Mapping[str, Sequence[str | int]] = {"set": SETS, "split": SPLITS, "network": ("full", *SETS)}
 
     def __init__(
         self,

@@ -56,6 +56,11 @@ class GrokData(LightningDataModule, ABC):
         return self.task.n_inputs
 
     @property
+    def n_tokens(self) -> int:
+        """Number of distinct tokens of a row; 0 where rows are numbers, not tokens."""
+        return self.task.n_tokens
+
+    @property
     def n_outputs(self) -> int:
         """Number of logits that the labels need."""
         return self.task.n_outputs
@@ -89,6 +94,8 @@ class GrokData(LightningDataModule, ABC):
 
     def rows(self, split: SplitName) -> tuple[Tensor, Tensor]:
         """Return inputs ``(E, N, ...)`` and labels without noise ``(E, N)``, for monitors; never a batch order.
+
+        Labels that are random by intention are as they are trained on.
 
         Where members differ in their number of rows, N is the largest, and the rows of the others begin anew.
         """

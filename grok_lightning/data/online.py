@@ -103,10 +103,12 @@ class OnlineData(GrokData):
     @override
     def make_tables(self, device: torch.device) -> dict[SplitName, Batch]:
         # A copy of the first rows alone: the whole block need not be kept.
-        train = [rows.transpose(0, 1).flatten(1, 2)[:, :N_TRAIN_ROWS].clone() for rows in self._block(0, device)]
+        first, labels = (
+            rows.transpose(0, 1).flatten(1, 2)[:, :N_TRAIN_ROWS].clone() for rows in self._block(0, device)
+        )
         held_out = [(source.held_out_inputs, source.held_out_targets) for source in self._sources]
         inputs, targets = (torch.stack(rows).to(device) for rows in zip(*held_out, strict=True))
-        return {"train": Batch(*train), "held_out": Batch(inputs, targets)}
+        return {"train": Batch(first, labels), "held_out": Batch(inputs, targets)}
 
     def _block(self, index: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """Return the rows of a block of steps: inputs ``(steps, E, B, ...)`` and targets ``(steps, E, B)``."""

@@ -1,5 +1,6 @@
 """Finite training sets: rows drawn once, trained on many times."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, final
 
@@ -12,8 +13,12 @@ from grok_lightning.data.data import GrokData, SplitName
 from grok_lightning.data.loader import EpochLoader
 from grok_lightning.population import Coordinate, column, n_members, seeds
 from grok_lightning.tasks import Split, Task, split_rows
+from grok_lightning.tasks.split import SplitRule
 
 __all__ = ["TableData"]
+
+TRAIN_SIZE = 1000
+"""Number of training rows where neither a number nor a share is given."""
 
 
 @final
@@ -21,58 +26,95 @@ class TableData(GrokData):
     """Training and held-out rows of a task, one set for every member.
 
     Validation has two loaders: the rows that are trained on and the held-out rows (the first alone where there are no
-    held-out rows); ``test`` and ``predict`` look at the held-out rows.
+    held-out rows); ``test`` and ``predict`` look at the held-out rows. Of tasks whose rows have two operands to swap,
+    the held-out rows ``unpaired``, whose swap is not trained on, have metrics of their own: to know that a ∘ b = b ∘ a
+    does not help there.
 
     Coordinates: ``seed``; ``data_seed`` (rows, held-out rows, batch order, noise; ``seed`` where not given);
-    ``train_size``; ``label_noise``; those of the task.
+    ``train_size`` or ``train_fraction``; ``label_noise``; those of the task.
 
     Args:
-        task: What to learn; by class path, ``SparseParity`` or one's own; ``null`` is (40, 3) parity.
-        train_size: Number of training rows of a member.
-        n_held_out: Number of held-out rows of a member; fewer where the task has no more.
+        task: What to learn; by class path, ``SparseParity``, ``ModularArithmetic`` or one's own; ``null`` is (40, 3)
+            parity.
+        train_size: Number of training rows of a member; 1,000 where ``train_fraction`` is not given either.
+        n_held_out: Number of held-out rows of a member; fewer where the task has no more. ``null`` takes all rows of
+            its table that are not trained on.
         batch_size: Rows of a batch; ``null`` takes the whole training set, one step an epoch.
         label_noise: Share of wrong training labels, in [0, 1].
         nested: Whether the rows of a smaller ``train_size`` are a prefix of those of a larger one.
+        train_fraction: In place of ``train_size``, share of the task's rows, in (0, 1]; rounded down, at least one row.
+        split: ``random``, or ``symmetric``: rows (a, b) and (b, a) are both trained on or both not; there may then be
+            one training row fewer.
+        random_labels: Whether training labels are drawn at random, whatever the rows, so that nothing but these can be
+            learnt (Zhang et al. 2017, arXiv 1611.03530). Held-out labels are the task's: accuracy there is that of
+            chance.
         members: Table of coordinates; set from ``population`` by the command line.
 
+    Attributes:
+        sizes: Number of training rows of each member.
+
     Raises:
-        ValueError: If a number is out of range.
+        ValueError: If a number is out of range, options exclude one another, or the task has not what one needs.
 
     """
 
-    own_coordinates: ClassVar[frozenset[str]] = frozenset({"seed", "data_seed", "train_size", "label_noise"})
+    own_coordinates: ClassVar[frozenset[str]] = frozenset(
+        {"seed", "data_seed", "train_size", "train_fraction", "label_noise"}
+    )
 
     def __init__(
         self,
         task: Task | None = None,
-        train_size: int = 1000,
-        n_held_out: int = 2000,
+        train_size: int | None = None,
+        n_held_out: int | None = 2000,
         batch_size: int | None = 32,
         label_noise: float = 0.0,
         nested: bool = True,
+        train_fraction: float | None = None,
+        split: SplitRule = "random",
+        random_labels: bool = False,
         members: Mapping[str, Sequence[Coordinate]] | None = None,
     ) -> None:
         super().__init__(task, members)
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size: expected at least 1 (null takes all rows), got {batch_size}")
+        both = {"train_size": train_size, "train_fraction": train_fraction}
+        given = {name: self.members.get(name, value) for name, value in both.items()}
+        if None not in given.values():
+            raise ValueError(
+                "train_size and train_fraction: expected one of them, got "
+                f"{' and '.join(f'{name} = {value}' for name, value in given.items())}"
+            )
         self.train_size = train_size
+        self.train_fraction = train_fraction
         self.n_held_out = n_held_out
         self.batch_size = batch_size
         self.label_noise = label_noise
         self.nested = nested
-        self.sizes = [_as_count(n) for n in column(self.members, "train_size", train_size)]
+        self.split: SplitRule = split
+        self.random_labels = random_labels
         # Split here, not in setup: rows are small and a number out of range is to be known before anything is written.
         self._splits = [self._split(e) for e in range(n_members(self.members))]
+        self.sizes = [len(split.targets) for split in self._splits]
 
     def _split(self, e: int) -> Split:
         return split_rows(
             self.task_of(e),
             seed=seeds(self.members, "data_seed")[e],
-            train_size=self.sizes[e],
+            train_size=self._train_size(e),
             n_held_out=self.n_held_out,
             label_noise=float(column(self.members, "label_noise", self.label_noise)[e]),
             nested=self.nested,
+            split=self.split,
+            random_labels=self.random_labels,
         )
+
+    def _train_size(self, e: int) -> int:
+        share = self.members["train_fraction"][e] if "train_fraction" in self.members else self.train_fraction
+        if share is not None:
+            return _as_share(self.task_of(e), share)
+        default = TRAIN_SIZE if self.train_size is None else self.train_size
+        return _as_count(column(self.members, "train_size", default)[e])
 
     @property
     @override
@@ -108,13 +150,36 @@ class TableData(GrokData):
     def make_tables(self, device: torch.device) -> dict[SplitName, Batch]:
         train = [(s.inputs, s.targets, s.true_targets) for s in self._splits]
         held_out = [(s.held_out_inputs, s.held_out_targets, s.held_out_targets) for s in self._splits]
-        return {"train": _stack(train, device), "held_out": _stack(held_out, device)}
+        subsets = _stack_masks([split.held_out_subsets for split in self._splits], device)
+        return {"train": _stack(train, device), "held_out": _stack(held_out, device)._replace(subsets=subsets)}
 
 
 def _as_count(value: Coordinate) -> int:
     if value != int(value):
         raise ValueError(f"train_size: expected a whole number of rows, got {value}")
     return int(value)
+
+
+def _as_share(task: Task, share: Coordinate) -> int:
+    """Return how many of a task's rows are this share of them."""
+    if not 0 < share <= 1:
+        raise ValueError(f"train_fraction: expected a share in (0, 1], got {share}")
+    table = task.table()
+    size = task.size if table is None else len(table)
+    if size is None:
+        raise ValueError(f"train_fraction: {type(task).__name__} does not say how many rows it has; give train_size")
+    # What is a whole number but for rounding is that number: 0.29 * 100 is 28.999999999999996.
+    return max(1, math.floor(share * size + 1e-9))
+
+
+def _stack_masks(masks: Sequence[Mapping[str, Tensor]], device: torch.device) -> dict[str, Tensor] | None:
+    """Stack the members' masks of the same name ``(N,)``, padding the shorter ones with False."""
+    longest = max((len(mask) for own in masks for mask in own.values()), default=0)
+    stacked = {
+        name: torch.stack([torch.cat([own[name], own[name].new_zeros(longest - len(own[name]))]) for own in masks])
+        for name in masks[0]
+    }
+    return {name: mask.to(device) for name, mask in stacked.items()} or None
 
 
 def _stack(rows: Sequence[tuple[Tensor, Tensor, Tensor]], device: torch.device) -> Batch:

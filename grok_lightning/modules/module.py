@@ -36,7 +36,9 @@ class GrokModule(LightningModule, ABC):
     would alone. Validation measures the rows that are trained on and the held-out rows, for every member, as far as the
     data module has both; population means are logged as ``train/loss``, ``train/accuracy``, ``val/loss``,
     ``val/accuracy`` (``val`` = held out) at the number of optimizer steps taken, and ``train/true_accuracy`` beside
-    them where labels are noisy.
+    them where labels are noisy. Rows that the data tell apart (:attr:`Batch.subsets`) have metrics of their own, such
+    as ``val_unpaired/loss`` and ``val_unpaired/accuracy``, NaN for a member without such rows, beside
+    ``val/unpaired_share``, their share of all held-out rows.
 
     Coordinates: ``seed``; ``init_seed`` (initial weights; ``seed`` where not given); ``weight_decay`` (in place of the
     optimizer's).
@@ -71,13 +73,13 @@ class GrokModule(LightningModule, ABC):
         self.network = None
         self.metrics = nn.ModuleDict(
             {
-                f"{split}_{name}": MemberMean(self.n_members)
+                f"{split}/{name}": MemberMean(self.n_members)
                 for split in PREFIXES.values()
                 for name in ("loss", "accuracy", "true_accuracy")
             }
         )
         self._member_metrics: tuple[int, dict[str, Tensor]] | None = None
-        self._labels_checked = False
+        self._rows_checked = False
         decay = self.members.get("weight_decay")
         self._decay = None if decay is None else MemberDecay([float(value) for value in decay])
 
@@ -150,7 +152,7 @@ class GrokModule(LightningModule, ABC):
         """Refuse what would train wrongly without a word."""
         # Another run with the same object, in a notebook say, has other weights and other rows.
         self._member_metrics = None
-        self._labels_checked = False
+        self._rows_checked = False
         datamodule = self._populated_data()
         consumed = set(self.coordinates)
         if datamodule is not None:
@@ -279,7 +281,8 @@ class GrokModule(LightningModule, ABC):
     @override
     def on_test_epoch_end(self) -> None:
         values = self._compute()
-        self.log_dict({name.replace("val/", "test/"): value.mean() for name, value in values.items()}, sync_dist=True)
+        means = {f"test{name.removeprefix('val')}": value.mean() for name, value in values.items()}
+        self.log_dict(means, sync_dist=True)
 
     @override
     def predict_step(self, batch: Batch | tuple[Tensor, Tensor] | list[Tensor], batch_idx: int) -> Tensor:
@@ -355,26 +358,34 @@ class GrokModule(LightningModule, ABC):
     def _measure(self, batch: Batch | tuple[Tensor, Tensor] | list[Tensor], split: str) -> None:
         logits, rows = self._logits_of(batch)
         mask = None if rows.weights is None else rows.weights > 0
-        self._metric(split, "loss").update(self.loss(logits, rows.targets), mask)
-        self._metric(split, "accuracy").update(correct(logits, rows.targets), mask)
+        losses, right = self.loss(logits, rows.targets), correct(logits, rows.targets)
+        self._metric(f"{split}/loss").update(losses, mask)
+        self._metric(f"{split}/accuracy").update(right, mask)
         if rows.true_targets is not None:
-            self._metric(split, "true_accuracy").update(correct(logits, rows.true_targets), mask)
+            self._metric(f"{split}/true_accuracy").update(correct(logits, rows.true_targets), mask)
+        for name, subset in (rows.subsets or {}).items():
+            within = subset if mask is None else subset & mask
+            self._metric(f"{split}_{name}/loss").update(losses, within)
+            self._metric(f"{split}_{name}/accuracy").update(right, within)
+            self._metric(f"{split}/{name}_share").update(subset, mask)
 
-    def _metric(self, split: str, name: str) -> MemberMean:
-        metric = self.metrics[f"{split}_{name}"]
+    def _metric(self, name: str) -> MemberMean:
+        """Return the metric of this name; of a subset, made when its first batch comes, as it does on every process."""
+        if name not in self.metrics:
+            self.metrics[name] = MemberMean(self.n_members).to(self.device)
+        metric = self.metrics[name]
         assert isinstance(metric, MemberMean)
         return metric
 
     def _compute(self) -> dict[str, Tensor]:
         """Return the values of the metrics that saw rows, and make them ready for the next time."""
         values = {}
-        for split in PREFIXES.values():
-            for name in ("loss", "accuracy", "true_accuracy"):
-                metric = self._metric(split, name)
-                if metric.update_called:
-                    # torchmetrics takes the one value of a population of one out of its vector.
-                    values[f"{split}/{name}"] = metric.compute().reshape(self.n_members)
-                    metric.reset()
+        for name, metric in self.metrics.items():
+            assert isinstance(metric, MemberMean)
+            if metric.update_called:
+                # torchmetrics takes the one value of a population of one out of its vector.
+                values[name] = metric.compute().reshape(self.n_members)
+                metric.reset()
         return values
 
     def _forward(self, inputs: Tensor, row_dim: int) -> Tensor:
@@ -393,12 +404,19 @@ class GrokModule(LightningModule, ABC):
     def _logits_of(self, batch: Batch | tuple[Tensor, Tensor] | list[Tensor]) -> tuple[Tensor, Batch]:
         """Return the logits ``(E, B, C)`` and the rows with targets ``(E, B)``."""
         rows = batch if isinstance(batch, Batch) else Batch(*batch)
+        if not self._rows_checked:
+            self._check_inputs(rows.inputs)
         # Our own batches lead with E, which a plain network of one member does not know.
         bare = isinstance(batch, Batch) and not isinstance(self.network, Network)
         logits = self._forward(rows.inputs.squeeze(0) if bare else rows.inputs, rows.targets.ndim - 1)
         if rows.targets.ndim == 1:
             rows = rows._replace(targets=rows.targets.expand(logits.shape[0], -1))
-        if not self._labels_checked:
+        if not self._rows_checked:
             check_labels(rows.targets, logits.shape[-1])
-            self._labels_checked = True
+            self._rows_checked = True
         return logits, rows
+
+    def _check_inputs(self, inputs: Tensor) -> None:
+        self.configure_model()
+        if isinstance(self.network, Network) and inputs.numel():
+            self.network.check_inputs(inputs)

@@ -98,6 +98,14 @@ class MLPNetwork(Network):
         logits: Tensor = self.output(x)
         return logits
 
+    def check_inputs(self, inputs: Tensor) -> None:
+        """Refuse tokens."""
+        if not inputs.is_floating_point():
+            raise ValueError(
+                f"expected rows of numbers, got tokens ({inputs.dtype}): use a network that embeds them, such as "
+                "Transformer"
+            )
+
     @property
     def rows_at_once(self) -> int:
         """Number of rows with about a mebibyte of activations in the widest layer: measured best on the CPU."""

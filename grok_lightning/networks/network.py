@@ -32,6 +32,20 @@ class Network(nn.Module, ABC):
 
         """
 
+    def check_inputs(self, inputs: Tensor) -> None:
+        """Refuse rows that this network was not built for; looks at the values, so call it once, not every step.
+
+        Nothing by default.
+
+        Args:
+            inputs: As for :meth:`forward`.
+
+        Raises:
+            ValueError: Saying what was expected and what came.
+
+        """
+        del inputs
+
     @property
     def rows_at_once(self) -> int | None:
         """Number of rows of a member to evaluate at once where no gradient is wanted; ``None`` for all that there are.

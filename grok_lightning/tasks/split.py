@@ -1,6 +1,7 @@
-"""Which rows are trained on, which are held out, and label noise."""
+"""Which rows are trained on, which are held out, and labels that are not the task's."""
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -8,7 +9,9 @@ from torch import Tensor
 from grok_lightning.population import stream
 from grok_lightning.tasks.task import Task
 
-__all__ = ["Split", "corrupt", "draw_distinct", "row_keys", "split_rows"]
+__all__ = ["Split", "SplitRule", "corrupt", "draw_distinct", "draw_labels", "row_keys", "split_rows"]
+
+SplitRule: TypeAlias = Literal["random", "symmetric"]
 
 
 class Split(NamedTuple):
@@ -17,9 +20,11 @@ class Split(NamedTuple):
     Attributes:
         inputs: ``(N, n_inputs)``, distinct rows to train on.
         targets: ``(N,)``, their labels, noise included.
-        true_targets: ``(N,)``, their labels without noise.
+        true_targets: ``(N,)``, their labels without noise; random labels are as true as any.
         held_out_inputs: ``(M, n_inputs)``, none of them among ``inputs``; M may be 0.
-        held_out_targets: ``(M,)``, without noise.
+        held_out_targets: ``(M,)``, the task's labels.
+        held_out_subsets: Masks ``(M,)``, bool, by name. ``unpaired``, where the task has a mirror: rows whose swap is
+            not trained on. A row that is its own swap is one of them, and so is one whose swap the table does not have.
 
     """
 
@@ -28,10 +33,18 @@ class Split(NamedTuple):
     true_targets: Tensor
     held_out_inputs: Tensor
     held_out_targets: Tensor
+    held_out_subsets: Mapping[str, Tensor]
 
 
 def split_rows(
-    task: Task, seed: int, train_size: int, n_held_out: int, label_noise: float = 0.0, nested: bool = True
+    task: Task,
+    seed: int,
+    train_size: int,
+    n_held_out: int | None,
+    label_noise: float = 0.0,
+    nested: bool = True,
+    split: SplitRule = "random",
+    random_labels: bool = False,
 ) -> Split:
     """Draw one member's training and held-out rows.
 
@@ -43,13 +56,19 @@ def split_rows(
         task: The task, as the member has it.
         seed: The member's data seed.
         train_size: N, at least 1 and at most ``task.size``.
-        n_held_out: Number of held-out rows wanted, at least 0; fewer where the table has no more.
+        n_held_out: Number of held-out rows wanted, at least 0; fewer where the table has no more; ``None`` for all rows
+            of the table that are not trained on.
         label_noise: Share of the training labels that are wrong, in [0, 1]; see :func:`corrupt`.
         nested: Whether the rows of a smaller ``train_size`` are a prefix of those of a larger one; otherwise each size
             has rows of its own.
+        split: ``random``: every row by itself; ``symmetric``: a row and its swap (:meth:`Task.mirror`) are both trained
+            on or both not, so that there may be one training row fewer than ``train_size``.
+        random_labels: Whether every training label is drawn uniformly from all there are, whatever the row, as in Zhang
+            et al. 2017 (arXiv 1611.03530): nothing can then be learnt but the rows themselves. Held-out rows keep the
+            task's labels.
 
     Raises:
-        ValueError: If a size is out of range.
+        ValueError: If a size or ``label_noise`` is out of range, or the task has not what an option needs.
 
     """
     table = task.table()
@@ -58,22 +77,97 @@ def split_rows(
         raise ValueError(f"train_size: expected at least 1 row to train on, got {train_size}")
     if size is not None and train_size > size:
         raise ValueError(f"train_size: expected at most the {size} rows that there are, got {train_size}")
-    if n_held_out < 0:
+    if n_held_out is None and table is None:
+        raise ValueError(
+            f"n_held_out: expected a number, as {type(task).__name__} does not list its rows, and all the others than "
+            "those trained on can only be had from a list"
+        )
+    if n_held_out is not None and n_held_out < 0:
         raise ValueError(f"n_held_out: expected at least 0, got {n_held_out}")
-    if size is not None:
+    if random_labels and label_noise:
+        raise ValueError(f"label_noise: random labels have no right ones to change, got {label_noise}")
+    if split not in ("random", "symmetric"):
+        raise ValueError(f"split: expected 'random' or 'symmetric', got '{split}'")
+    mirror = task.mirror()
+    if split == "symmetric" and (mirror is None or table is None):
+        raise ValueError(
+            f"split: symmetric needs a task that knows each row's swap, and {type(task).__name__} does not"
+        )
+    if n_held_out is not None and size is not None:
         n_held_out = min(n_held_out, size - train_size)
     suffix = "" if nested else f" of {train_size}"
+    subsets = {}
     if table is None:
+        assert n_held_out is not None
         inputs = draw_distinct(task, train_size, stream(seed, f"training rows{suffix}"), without=None)
         held_out = draw_distinct(task, n_held_out, stream(seed, "held-out rows"), without=inputs)
     else:
-        order = torch.randperm(len(table), generator=stream(seed, f"training rows{suffix}"))
-        inputs, rest = table[order[:train_size]], table[order[train_size:].sort().values]
-        chosen = torch.randperm(len(rest), generator=stream(seed, "held-out rows"))[:n_held_out]
-        held_out = rest[chosen]
+        generator = stream(seed, f"training rows{suffix}")
+        if split == "symmetric":
+            assert mirror is not None
+            order, train_size = _in_pairs(mirror, train_size, generator)
+        else:
+            order = torch.randperm(len(table), generator=generator)
+        trained, rest = order[:train_size], order[train_size:].sort().values
+        chosen = rest[torch.randperm(len(rest), generator=stream(seed, "held-out rows"))[:n_held_out]]
+        inputs, held_out = table[trained], table[chosen]
+        if mirror is not None:
+            subsets["unpaired"] = ~torch.isin(mirror[chosen], trained)
     true_targets = task.label(inputs)
-    targets = corrupt(true_targets, task.n_outputs, label_noise, stream(seed, f"label noise{suffix}"))
-    return Split(inputs, targets, true_targets, held_out, task.label(held_out))
+    if random_labels:
+        targets = true_targets = draw_labels(true_targets, task.n_outputs, stream(seed, f"random labels{suffix}"))
+    else:
+        targets = corrupt(true_targets, task.n_outputs, label_noise, stream(seed, f"label noise{suffix}"))
+    return Split(inputs, targets, true_targets, held_out, task.label(held_out), subsets)
+
+
+def _in_pairs(mirror: Tensor, train_size: int, generator: torch.Generator) -> tuple[Tensor, int]:
+    """Return an order of the rows in which swaps are neighbours, and how many rows of its start make whole pairs.
+
+    The rows of a smaller ``train_size`` are a prefix of those of a larger one.
+
+    Args:
+        mirror: ``(size,)``, see :meth:`Task.mirror`.
+        train_size: Largest number of rows to take.
+        generator: Where the order of the pairs is drawn from.
+
+    Returns:
+        ``(size,)``, and a number: ``train_size``, or one fewer where the next pair does not fit.
+
+    Raises:
+        ValueError: If the swap of a swap is not the row itself, or only half a pair fits.
+
+    """
+    rows = torch.arange(len(mirror))
+    swap = torch.where(mirror < 0, rows, mirror)
+    if not torch.equal(swap[swap], rows):
+        raise ValueError("split: symmetric needs a mirror() in which the swap of a row's swap is the row itself")
+    firsts = rows[rows <= swap]
+    firsts = firsts[torch.randperm(len(firsts), generator=generator)]
+    pairs = torch.stack([firsts, swap[firsts]], dim=1)
+    is_row = torch.stack([torch.ones_like(firsts, dtype=torch.bool), pairs[:, 0] != pairs[:, 1]], dim=1)
+    ends = is_row.sum(dim=1).cumsum(dim=0)
+    fitting = int((ends <= train_size).sum())
+    if not fitting:
+        raise ValueError(f"train_size: with split: symmetric expected at least 2, a row and its swap, got {train_size}")
+    return pairs[is_row], int(ends[fitting - 1])
+
+
+def draw_labels(like: Tensor, n_outputs: int, generator: torch.Generator) -> Tensor:
+    """Draw labels uniformly and independently: signs, or classes in [0, ``n_outputs``).
+
+    Args:
+        like: ``(N,)``, labels of the kind that is wanted.
+        n_outputs: Number of classes; not used for signs.
+        generator: Where they are drawn from; the first ones do not depend on N.
+
+    Returns:
+        ``(N,)``.
+
+    """
+    if like.is_floating_point():
+        return torch.randint(2, like.shape, generator=generator).to(like.dtype) * 2 - 1
+    return torch.randint(n_outputs, like.shape, generator=generator)
 
 
 def corrupt(targets: Tensor, n_outputs: int, share: float, generator: torch.Generator) -> Tensor:

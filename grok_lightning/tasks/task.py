@@ -20,6 +20,7 @@ class Task(ABC):
     Attributes:
         n_inputs: Width of a row.
         n_outputs: Number of logits: 1 for labels −1 and +1, the number of classes otherwise.
+        n_tokens: Number of distinct tokens of a row; 0 where rows are numbers, not tokens.
         size: Number of distinct inputs, ``None`` for infinitely many.
         coordinates: Names of the member coordinates that :meth:`for_member` understands.
 
@@ -29,6 +30,7 @@ class Task(ABC):
 
     n_inputs: int
     n_outputs: int
+    n_tokens: int = 0
     size: int | None = None
 
     @abstractmethod
@@ -37,6 +39,14 @@ class Task(ABC):
 
     def table(self) -> Tensor | None:
         """Return all inputs ``(size, n_inputs)`` in a fixed order, ``None`` where there are too many to list."""
+        return None
+
+    def mirror(self) -> Tensor | None:
+        """Return the row number, in the table, of each row with its operands swapped, ``(size,)``, int64.
+
+        −1 where the table has no such row; a row that is its own swap has its own number. ``None`` where a task has no
+        such notion.
+        """
         return None
 
     def draw(self, n_rows: int, generator: torch.Generator) -> Tensor:

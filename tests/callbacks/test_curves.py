@@ -7,6 +7,7 @@ from lightning.pytorch import LightningModule
 
 from grok_callbacks import LearningCurves
 from grok_callbacks.curves import read_metric
+from grok_lightning.records import build_group
 
 THEIRS = {"held_out_loss": "val_loss", "held_out_accuracy": "val_acc", "train_loss": "train_loss"}
 # A fork is what a worker is; newer Pythons say so where threads exist.
@@ -111,6 +112,144 @@ def test_accuracy_against_true_labels_is_kept_where_labels_are_noisy(foreign, of
     assert true[:, :, 0].tolist() == [[s + 4, s + 4.5] for s in (0, 3)]
     assert torch.equal(true[:, :, 1], accuracy[:, :, 1])  # held-out labels are true
     assert not torch.equal(true[:, :, 0], accuracy[:, :, 0])
+
+
+PARTS = ("train/loss", "train/accuracy", "val/loss", "val/accuracy", "val_unpaired/loss", "val_unpaired/accuracy")
+
+
+@pytest.fixture
+def of_parts(of_two_members):
+    """A module that knows some metrics of a part of its held-out rows too."""
+
+    class OfParts(of_two_members):
+        own = (*PARTS, "val/unpaired_share")
+
+    return OfParts
+
+
+def fit(make_trainer, foreign, module, curves, **options):
+    trainer = make_trainer(**({"max_epochs": 2, "callbacks": [curves]} | options))
+    trainer.fit(module, foreign.train_loader(), foreign.val_loader())
+    return trainer
+
+
+def test_parts_of_the_held_out_rows_go_on_along_the_split(foreign, of_parts, make_trainer):
+    curves = LearningCurves()
+    fit(make_trainer, foreign, of_parts(), curves)
+    assert curves.labels["split"] == ("train", "held_out", "held_out_unpaired")
+    assert curves.history["loss"].tolist() == [[[s, s + 2, s + 4], [s + 0.5, s + 2.5, s + 4.5]] for s in (0, 3, 6)]
+    assert torch.equal(curves.history["accuracy"], curves.history["loss"] + 1)
+    assert curves.history["unpaired_share"].tolist() == [[s + 6, s + 6.5] for s in (0, 3, 6)]
+    assert {name: dims for name, (dims, _) in curves.record().items()} == {
+        "step": ("step",),
+        "loss": ("step", "member", "split"),
+        "accuracy": ("step", "member", "split"),
+        "unpaired_share": ("step", "member"),
+    }
+
+
+def test_the_labels_of_parts_are_in_the_record(foreign, of_parts, make_trainer):
+    curves = LearningCurves()
+    fit(make_trainer, foreign, of_parts(), curves)
+    group = build_group(curves, None)
+    assert group["split"].values.tolist() == ["train", "held_out", "held_out_unpaired"]
+    assert group["loss"].sel(split="held_out_unpaired", member=1).values.tolist() == [4.5, 7.5, 10.5]
+    assert group["unpaired_share"].dims == ("step", "member")
+
+
+def test_any_part_is_kept_and_its_share_where_it_is_known(foreign, of_two_members, make_trainer):
+    class Others(of_two_members):
+        own = ("train/loss", "train/accuracy", "val/loss", "val/accuracy", "val_kept/accuracy", "val_removed/accuracy")
+
+    curves = LearningCurves()
+    fit(make_trainer, foreign, Others(), curves)
+    assert curves.labels["split"] == ("train", "held_out", "held_out_kept", "held_out_removed")
+    assert curves.history["accuracy"][0, 0].tolist() == [1, 3, 4, 5]
+    assert curves.history["loss"][..., 2:].isnan().all()
+    assert "unpaired_share" not in curves.history
+
+
+def test_parts_of_metrics_of_other_names_are_found_by_these(foreign, of_two_members, make_trainer):
+    class Others(of_two_members):
+        own = ("fit/acc", "fit/nll", "dev/nll", "dev/acc", "dev_unpaired/acc", "dev_unpaired/nll", "dev/unpaired_share")
+
+    curves = LearningCurves("fit/nll", "fit/acc", "dev/nll", "dev/acc")
+    fit(make_trainer, foreign, Others(), curves)
+    assert curves.labels["split"] == ("train", "held_out", "held_out_unpaired")
+    assert curves.history["accuracy"][0, 0].tolist() == [0, 3, 4]
+    assert curves.history["loss"][0, 0].tolist() == [1, 2, 5]
+    assert curves.history["unpaired_share"][0].tolist() == [6, 6.5]
+
+
+def test_accuracy_against_true_labels_has_the_parts_too(foreign, of_two_members, make_trainer):
+    class Noisy(of_two_members):
+        own = (*PARTS, "train/true_accuracy")
+
+    curves = LearningCurves()
+    fit(make_trainer, foreign, Noisy(), curves)
+    true, accuracy = curves.history["true_accuracy"], curves.history["accuracy"]
+    assert true[:, :, 0].tolist() == [[s + 6, s + 6.5] for s in (0, 3, 6)]
+    assert torch.equal(true[:, :, 1:], accuracy[:, :, 1:])
+
+
+def test_a_stranger_that_logs_a_like_name_has_no_parts(foreign, make_trainer):
+    script = {"val/accuracy": lambda s: 0.5, "val_ema/accuracy": lambda s: 0.75}
+    curves = LearningCurves()
+    fit(make_trainer, foreign, foreign.module(script), curves)
+    assert curves.labels["split"] == ("train", "held_out")
+    assert curves.history["accuracy"].shape == (2, 1, 2)
+
+
+def test_parts_are_those_of_the_first_measurement(foreign, of_parts, make_trainer):
+    class Grows(of_parts):
+        def member_metrics(self):
+            found = super().member_metrics()
+            return found | ({"val_new/accuracy": torch.zeros(2)} if self.trainer.global_step else {})
+
+    curves = LearningCurves()
+    fit(make_trainer, foreign, Grows(), curves)
+    assert curves.history["accuracy"].shape == (3, 2, 3)
+
+
+def test_a_resumed_run_has_the_same_parts(foreign, of_parts, make_trainer, tmp_path):
+    whole, first, second = LearningCurves(), LearningCurves(), LearningCurves()
+    fit(make_trainer, foreign, of_parts(), whole, max_epochs=3)
+    stopped = fit(make_trainer, foreign, of_parts(), first)
+    stopped.save_checkpoint(tmp_path / "it.ckpt")
+    trainer = make_trainer(max_epochs=3, callbacks=[second])
+    loaders = foreign.train_loader(), foreign.val_loader()
+    trainer.fit(of_parts(), *loaders, ckpt_path=tmp_path / "it.ckpt", weights_only=True)
+    assert second.labels == whole.labels
+    assert second.steps.tolist() == whole.steps.tolist() == [0, 3, 6, 9]
+    for name, values in whole.history.items():
+        assert torch.equal(second.history[name], values)
+
+
+def test_labels_are_known_before_a_resumed_run_measures(foreign, of_parts, make_trainer):
+    before, after = LearningCurves(), LearningCurves()
+    fit(make_trainer, foreign, of_parts(), before)
+    after.load_state_dict(before.state_dict())
+    assert after.labels["split"] == ("train", "held_out", "held_out_unpaired")
+    assert after.record().keys() == before.record().keys()
+
+
+def test_a_history_from_before_there_were_parts_goes_on_without_them(foreign, of_two_members, make_trainer):
+    before, after = LearningCurves(), LearningCurves()
+    fit(make_trainer, foreign, of_two_members(), before)
+    state = before.state_dict()
+    del state["subsets"]
+    after.load_state_dict(state)
+    assert after.labels["split"] == ("train", "held_out")
+    assert after._subsets == []
+
+
+def test_a_second_run_with_the_same_object_looks_anew(foreign, of_parts, of_two_members, make_trainer):
+    curves = LearningCurves()
+    fit(make_trainer, foreign, of_parts(), curves)
+    fit(make_trainer, foreign, of_two_members(), curves)
+    assert curves.labels["split"] == ("train", "held_out")
+    assert curves.history["loss"].shape == (3, 2, 2)
+    assert LearningCurves.labels["split"] == ("train", "held_out")
 
 
 def test_reading_a_metric_that_nobody_logged_is_none(make_trainer):

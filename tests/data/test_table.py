@@ -6,7 +6,7 @@ from lightning.pytorch import Trainer
 
 from grok_lightning.batch import Batch
 from grok_lightning.data import TableData
-from grok_lightning.tasks import SparseParity
+from grok_lightning.tasks import ModularArithmetic, SparseParity, Task
 
 
 def as_set(rows):
@@ -37,8 +37,9 @@ def data(n=10, k=3, train_size=40, n_held_out=50, batch_size=8, **options):
 
 def whole(loader):
     """All batches of a loader in one."""
-    columns = zip(*loader, strict=True)
-    return Batch(*(None if parts[0] is None else torch.cat(parts, dim=1) for parts in columns))
+    *columns, subsets = zip(*loader, strict=True)
+    joined = None if subsets[0] is None else {name: torch.cat([s[name] for s in subsets], dim=1) for name in subsets[0]}
+    return Batch(*(None if parts[0] is None else torch.cat(parts, dim=1) for parts in columns), joined)
 
 
 def member_rows(table, e):
@@ -201,6 +202,171 @@ def test_the_rows_of_a_smaller_member_begin_anew():
     assert table.rows("held_out")[0].shape == (2, 20, 6)
 
 
+def modular(p=7, operation="add", **options):
+    return TableData(ModularArithmetic(operation, p), **({"n_held_out": None, "batch_size": None} | options))
+
+
+def train_sizes(table):
+    """The numbers of rows that each member really has."""
+    batch = validation(table)[0]
+    counts = [batch.targets.shape[1]] * len(batch.targets)
+    return counts if batch.weights is None else (batch.weights > 0).sum(dim=1).tolist()
+
+
+@pytest.mark.parametrize(
+    ("p", "fraction", "expected"),
+    [
+        (113, 0.3, 3830),
+        (10, 0.29, 29),  # 0.29 * 100 is 28.999999999999996
+        (7, 1.0, 49),
+        (7, 0.999, 48),
+        (7, 1e-9, 1),
+        (7, 1 / 49, 1),
+        (3, 1 / 3, 3),
+    ],
+)
+def test_a_share_of_the_rows_is_rounded_down_to_one_row_at_least(p, fraction, expected):
+    table = modular(p, train_fraction=fraction)
+    assert table.sizes == [expected] == train_sizes(table)
+
+
+def test_a_share_is_of_the_rows_that_the_task_has():
+    assert modular(7, "divide", train_fraction=0.5).sizes == [21]
+    # Too many to list, and known all the same.
+    assert data(n=40, train_size=None, train_fraction=2**-35).sizes == [32]
+
+
+def test_members_may_have_shares_of_their_own():
+    table = modular(members={"seed": [0, 0, 1], "train_fraction": [0.5, 0.25, 1.0]})
+    assert table.sizes == [24, 12, 49] == train_sizes(table)
+    assert torch.equal(validation(table)[0].inputs[0, :12], validation(table)[0].inputs[1, :12])
+    # A coordinate goes before the argument, as that of the size does.
+    members = {"seed": [0, 1], "train_fraction": [0.5, 0.25]}
+    assert modular(train_fraction=0.75, members=members).sizes == [24, 12]
+
+
+@pytest.mark.parametrize(
+    ("options", "got"),
+    [
+        *(({"train_fraction": share}, share) for share in [0, 0.0, -0.5, 1.5, 1.0000001, float("nan")]),
+        *(({"members": {"seed": [0, 1], "train_fraction": [0.5, share]}}, share) for share in [0, -0.5, 1.5]),
+        ({"members": {"seed": [0], "train_fraction": [2]}, "train_fraction": 0.5}, 2),
+    ],
+)
+def test_a_share_out_of_range_is_refused(options, got):
+    with pytest.raises(ValueError, match=rf"^train_fraction: expected a share in \(0, 1\], got {got}$"):
+        modular(**options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"train_size": 5, "train_fraction": 0.5},
+        {"train_size": 5, "members": {"seed": [0], "train_fraction": [0.5]}},
+        {"train_fraction": 0.5, "members": {"seed": [0], "train_size": [5]}},
+        {"members": {"seed": [0], "train_size": [5], "train_fraction": [0.5]}},
+    ],
+)
+def test_a_number_and_a_share_exclude_one_another(options):
+    with pytest.raises(ValueError, match="train_size and train_fraction: expected one of them, got train_size = "):
+        modular(**options)
+
+
+def test_a_share_of_nobody_knows_how_many_is_refused():
+    class Endless(Task):
+        n_inputs = n_outputs = 1
+
+        def label(self, inputs):
+            return inputs[:, 0].sign()
+
+        def draw(self, n_rows, generator):
+            return torch.randn((n_rows, 1), generator=generator)
+
+    with pytest.raises(ValueError, match="train_fraction: Endless does not say how many rows it has; give train_size"):
+        TableData(Endless(), train_fraction=0.5)
+    assert TableData(Endless(), train_size=7, n_held_out=3).sizes == [7]
+
+
+def test_more_rows_than_the_table_has_are_refused():
+    with pytest.raises(ValueError, match="train_size: expected at most the 49 rows that there are, got 50"):
+        modular(train_size=50)
+    # A thousand, where nothing is said.
+    with pytest.raises(ValueError, match="at most the 49 rows that there are, got 1000"):
+        modular()
+
+
+def test_all_rows_that_are_not_trained_on_can_be_held_out():
+    table = modular(members={"seed": [0, 1], "train_size": [20, 40]})
+    train, held_out = (
+        [member_rows(batches, e) for e in range(2)] for batches in [validation(table)[:1], validation(table)[1:]]
+    )
+    for e, (trained, rest) in enumerate([(20, 29), (40, 9)]):
+        assert len(as_set(train[e][0])) == trained
+        assert len(as_set(held_out[e][0])) == rest
+        assert not as_set(train[e][0]) & as_set(held_out[e][0])
+    with pytest.raises(ValueError, match="n_held_out: expected a number, as SparseParity does not list"):
+        data(n=40, n_held_out=None)
+
+
+def test_the_numbers_of_a_symmetric_split_are_the_true_ones():
+    table = modular(11, members={"seed": [0, 1, 2, 3, 4, 5], "train_size": [40] * 6}, split="symmetric")
+    assert set(table.sizes) == {39, 40}
+    assert table.sizes == train_sizes(table)
+    for rows in (validation(table)[0].inputs[e, :size] for e, size in enumerate(table.sizes)):
+        pairs = {(a, b) for a, _, b, _ in rows.tolist()}
+        assert {(b, a) for a, b in pairs} == pairs
+    assert validation(table)[1].subsets["unpaired"][0, : 121 - table.sizes[0]].all()
+    assert table.rows_per_step == 40
+
+
+def test_rows_whose_swap_is_not_trained_on_are_told_apart():
+    table = modular(members={"seed": [0, 1, 2], "train_size": [20, 30, 49]})
+    train, held_out = validation(table)
+    assert train.subsets is None
+    assert list(held_out.subsets) == ["unpaired"]
+    mask = held_out.subsets["unpaired"]
+    assert mask.dtype == torch.bool
+    assert mask.shape == held_out.targets.shape == (3, 29)
+    for e, size in enumerate(table.sizes):
+        trained = {(a, b) for a, _, b, _ in train.inputs[e, :size].tolist()}
+        expected = [(b, a) not in trained for a, _, b, _ in held_out.inputs[e, : 49 - size].tolist()]
+        assert mask[e].tolist() == expected + [False] * (29 - len(expected))
+    table.trainer = process(0, 1)
+    assert table.train_dataloader().batch(0).subsets is None
+
+
+def test_rows_without_a_swap_are_not_told_apart():
+    assert validation(data())[1].subsets is None
+
+
+def test_random_labels_are_all_that_anybody_knows():
+    table, clean = (modular(members={"seed": [0, 1]}, train_size=30, random_labels=random) for random in (True, False))
+    for random, true in zip(validation(table), validation(clean), strict=True):
+        assert torch.equal(random.inputs, true.inputs)
+        assert random.true_targets is None
+    assert (validation(table)[0].targets == validation(clean)[0].targets).double().mean() < 0.5
+    assert torch.equal(validation(table)[1].targets, validation(clean)[1].targets)
+    # Monitors get what is trained on.
+    assert torch.equal(table.rows("train")[1], validation(table)[0].targets)
+    table.trainer = process(0, 1)
+    assert torch.equal(table.train_dataloader().batch(0).targets, validation(table)[0].targets)
+
+
+@pytest.mark.parametrize("options", [{"label_noise": 0.1}, {"members": {"seed": [0, 1], "label_noise": [0.0, 0.2]}}])
+def test_random_labels_are_not_made_noisy(options):
+    with pytest.raises(ValueError, match="label_noise: random labels have no right ones to change"):
+        modular(train_size=30, random_labels=True, **options)
+
+
+def test_tokens_are_the_tasks():
+    assert (modular(train_size=5).n_tokens, modular(train_size=5).n_inputs, modular(train_size=5).n_outputs) == (
+        9,
+        4,
+        7,
+    )
+    assert data().n_tokens == 0
+
+
 def test_each_member_has_its_own_secret_and_share_of_noise():
     task = SparseParity(10, 3, "drawn")
     members = {"seed": [0, 0, 0], "subset_seed": [1, 2, 2], "label_noise": [0.0, 0.0, 0.5]}
@@ -229,7 +395,14 @@ def test_a_data_seed_takes_the_place_of_the_seed():
 
 
 def test_it_says_which_coordinates_it_consumes():
-    assert data().coordinates == {"seed", "data_seed", "train_size", "label_noise", "subset_seed"}
+    assert data().coordinates == {
+        "seed",
+        "data_seed",
+        "train_size",
+        "train_fraction",
+        "label_noise",
+        "subset_seed",
+    }
 
 
 def test_independent_rows_are_handed_on():
@@ -251,6 +424,18 @@ def test_processes_share_out_the_validation_rows(world):
             rows = [member_rows(part, e)[split] for part in parts]
             assert sum(len(part) for part in rows) == len(member_rows(together, e)[split])
             assert set.union(*map(as_set, rows)) == as_set(member_rows(together, e)[split])
+
+
+def test_processes_share_out_the_rows_that_are_told_apart():
+    together = validation(modular(train_size=20))[1]
+    parts = []
+    for rank in range(2):
+        table = modular(train_size=20)
+        table.trainer = process(rank, 2)
+        parts.append(validation(table)[1])
+    for rank, part in enumerate(parts):
+        assert torch.equal(part.subsets["unpaired"], together.subsets["unpaired"][:, rank::2])
+    assert sum(part.targets.shape[1] for part in parts) == 29
 
 
 def test_the_tables_on_the_device_are_made_once():
