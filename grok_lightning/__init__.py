@@ -4,22 +4,24 @@ from importlib.metadata import version
 
 from grok_lightning.data import OnlineData, TableData
 from grok_lightning.lottery import LotteryTicket
-from grok_lightning.modules import MLP, GrokModule
+from grok_lightning.modules import MLP, GrokModule, Transformer
 from grok_lightning.runs import LastCheckpoint, Recorder, Run
 from grok_lightning.runs import open_run as open
-from grok_lightning.tasks import SparseParity, Task
+from grok_lightning.tasks import ModularArithmetic, SparseParity, Task
 
 __all__ = [
     "MLP",
     "GrokModule",
     "LastCheckpoint",
     "LotteryTicket",
+    "ModularArithmetic",
     "OnlineData",
     "Recorder",
     "Run",
     "SparseParity",
     "TableData",
     "Task",
+    "Transformer",
     "open",
 ]
 

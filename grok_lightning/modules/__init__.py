@@ -3,5 +3,6 @@
 from grok_lightning.modules.member_mean import MemberMean
 from grok_lightning.modules.mlp import MLP
 from grok_lightning.modules.module import GrokModule
+from grok_lightning.modules.transformer import Transformer
 
-__all__ = ["GrokModule", "MLP", "MemberMean"]
+__all__ = ["GrokModule", "MLP", "MemberMean", "Transformer"]

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as nnf
 
-__all__ = ["MemberLinear", "draw_default", "lead_with_members"]
+__all__ = ["MemberEmbedding", "MemberLayerNorm", "MemberLinear", "draw_default", "lead_with_members"]
 
 
 def lead_with_members(inputs: Tensor, n_members: int, row_rank: int) -> Tensor:
@@ -90,8 +91,15 @@ class MemberLinear(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Map ``(E, B, in)`` to ``(E, B, out)``."""
-        # W xᵀ, transposed, rather than x Wᵀ: the gradient of the weight then has the weight's own memory layout, and
-        # autograd takes it as it is. The other way round it is copied, which costs a third of a small network's step.
+        # A weight of one row or column is left to the other form: here its gradient would have strides that DDP minds.
+        many_rows = inputs.shape[1] > max(self.in_features, self.out_features)
+        if many_rows and min(self.in_features, self.out_features) > 1:
+            if self.bias is None:
+                return torch.bmm(inputs, self.weight.mT)
+            return torch.baddbmm(self.bias.unsqueeze(1), inputs, self.weight.mT)
+        # For few rows W xᵀ, transposed, rather than x Wᵀ: the gradient of the weight then has the weight's own memory
+        # layout, and autograd takes it as it is. The other way round it is copied, which costs a third of a small
+        # network's step, and nothing beside many rows.
         columns = inputs.mT
         if self.bias is None:
             return torch.bmm(self.weight, columns).mT
@@ -103,3 +111,57 @@ class MemberLinear(nn.Module):
             f"n_members={self.n_members}, in_features={self.in_features}, out_features={self.out_features}, "
             f"bias={self.bias is not None}"
         )
+
+
+class MemberEmbedding(nn.Module):
+    """E tables of vectors, one for each token.
+
+    Args:
+        n_members: E.
+        n_tokens: Number of tokens.
+        d_model: Width of a vector.
+
+    Attributes:
+        weight: ``(E, n_tokens, d_model)``; ``weight[e]`` is what ``nn.Embedding`` would hold.
+
+    """
+
+    def __init__(self, n_members: int, n_tokens: int, d_model: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(n_members, n_tokens, d_model))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Map tokens ``(E, ...)`` to ``(E, ..., d_model)``."""
+        members = torch.arange(len(self.weight), device=tokens.device)
+        return self.weight[members.view(-1, *[1] * (tokens.ndim - 1)), tokens]
+
+    def extra_repr(self) -> str:
+        """Return the sizes, for ``print(network)``."""
+        return "n_members={}, n_tokens={}, d_model={}".format(*self.weight.shape)
+
+
+class MemberLayerNorm(nn.Module):
+    """E layer normalisations side by side, over the last axis, as ``nn.LayerNorm`` has them.
+
+    Args:
+        n_members: E.
+        width: Number of features.
+        eps: Added to the variance.
+
+    Attributes:
+        weight: ``(E, width)``, initially 1.
+        bias: ``(E, width)``, initially 0.
+
+    """
+
+    def __init__(self, n_members: int, width: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(n_members, width))
+        self.bias = nn.Parameter(torch.zeros(n_members, width))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Normalise ``(E, ..., width)``."""
+        shape = (len(self.weight), *[1] * (inputs.ndim - 2), -1)
+        normed = nnf.layer_norm(inputs, inputs.shape[-1:], eps=self.eps)
+        return torch.addcmul(self.bias.view(shape), normed, self.weight.view(shape))
