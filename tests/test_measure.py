@@ -17,10 +17,12 @@ import grok_callbacks
 from grok_callbacks import (
     AtEnd,
     EveryNSteps,
+    FourierLogitSplitter,
     LearningCurves,
     Monitor,
     NeuronNormTracker,
     Onset,
+    ParameterNorm,
     SparseSubnetworkExtractor,
     SubnetworkComparison,
     WeightTrajectory,
@@ -52,14 +54,48 @@ trainer:
     - class_path: SparseSubnetworkExtractor
       init_args: {layer: network.hidden.0, next_layer: network.output, schedule: EVERY}
     - {class_path: Onset, init_args: {memorised_above: 0.6, generalised_from: 0.4, dwell: 4}}
+    - {class_path: ParameterNorm, init_args: {schedule: EVERY}}
 """.replace("EVERY", "{class_path: EveryNSteps, init_args: {n: 2}}")
+MODULAR = """
+model:
+  class_path: Transformer
+  init_args: {d_model: 8, n_heads: 2, d_mlp: 6, optimizer: {class_path: torch.optim.SGD, init_args: {lr: 0.5}}}
+data:
+  class_path: TableData
+  init_args:
+    task: {class_path: ModularArithmetic, init_args: {operation: multiply, p: 5}}
+    train_size: 12
+    batch_size: 3
+population: [{seed: 3}, {seed: 4}]
+trainer:
+  max_epochs: 5
+  enable_progress_bar: false
+  callbacks:
+    - {class_path: WeightTrajectory, init_args: {schedule: {class_path: EveryNSteps, init_args: {n: 4}}}}
+    - class_path: FourierLogitSplitter
+      init_args:
+        modulus: 5
+        operation: multiply
+        embedding: network.embed
+        layer: network.layers.0.mlp_in
+        next_layer: network.layers.0.mlp_out
+        schedule: {class_path: EveryNSteps, init_args: {n: 2}}
+"""
 KEPT = [0, 4, 8, 12, 16, 20]
 LAYERS = ("network.hidden.0", "network.output")
 
 MONITORS = {
+    FourierLogitSplitter: lambda: FourierLogitSplitter(
+        5,
+        "multiply",
+        embedding="network.embed",
+        layer="network.layers.0.mlp_in",
+        next_layer="network.layers.0.mlp_out",
+    ),
     LearningCurves: LearningCurves,
     NeuronNormTracker: lambda: NeuronNormTracker(LAYERS[0], "product", LAYERS[1]),
     Onset: lambda: Onset(memorised_above=0.6, generalised_from=0.4, dwell=4),
+    ParameterNorm: ParameterNorm,
     SparseSubnetworkExtractor: lambda: SparseSubnetworkExtractor(*LAYERS),
     SubnetworkComparison: lambda: SubnetworkComparison(*LAYERS),
     WeightTrajectory: WeightTrajectory,
@@ -76,6 +112,19 @@ def exported() -> list[type[Monitor]]:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the directory of a run of the command line with every monitor, which no test changes."""
     return train(tmp_path_factory.mktemp("trained"), CONFIG)
+
+
+@pytest.fixture(scope="module")
+def trained_on_residues(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the directory of a run on modular arithmetic, which no test changes."""
+    return train(tmp_path_factory.mktemp("residues"), MODULAR)
+
+
+@pytest.fixture
+def trained_for(request: pytest.FixtureRequest) -> Callable[[type[Monitor]], Path]:
+    """Return a function from a monitor to the directory of a run that it can measure."""
+    modular = {FourierLogitSplitter}
+    return lambda kind: request.getfixturevalue("trained_on_residues" if kind in modular else "trained")
 
 
 def train(folder: Path, config: str) -> Path:
@@ -113,8 +162,10 @@ def test_every_monitor_has_an_example() -> None:
 
 
 @pytest.mark.parametrize("kind", exported())
-def test_the_values_are_exactly_those_of_training(trained: Path, kind: type[Monitor]) -> None:
-    run = Run(trained)
+def test_the_values_are_exactly_those_of_training(
+    trained_for: Callable[[type[Monitor]], Path], kind: type[Monitor]
+) -> None:
+    run = Run(trained_for(kind))
     monitor = MONITORS[kind]()
     found, recorded = run.measure(monitor), run.record[monitor.name].to_dataset()
     assert found.attrs["kind"] == kind.__name__
@@ -197,7 +248,10 @@ def test_what_a_monitor_had_measured_before_is_forgotten(trained: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", exported())
-def test_measuring_changes_no_file(run: Run, kind: type[Monitor], tmp_path: Path) -> None:
+def test_measuring_changes_no_file(
+    trained_for: Callable[[type[Monitor]], Path], kind: type[Monitor], tmp_path: Path
+) -> None:
+    run = Run(Path(shutil.copytree(trained_for(kind), tmp_path / "run")))
     before = contents(tmp_path)
     run.measure(MONITORS[kind]())
     assert contents(tmp_path) == before

@@ -24,7 +24,7 @@ from .functional.sparse_subnetwork import (
 from .monitor import find_submodule, find_weight
 from .protocols import HasMembers
 
-__all__ = ["Neurons", "tell_method", "warn_of_misfits"]
+__all__ = ["Neurons", "tell_method", "uncompiled", "warn_of_misfits"]
 
 AT_ONCE = 2**18
 """Activations worked on at a time: about what stays in a processor's cache."""
@@ -74,6 +74,8 @@ class Neurons:
         layer: Dotted name of the layer whose incoming weights rank the neurons.
         next_layer: Dotted name of the module whose input they are, neurons along the last axis.
         network: Dotted name of the module that maps inputs to logits; the LightningModule itself if ``None``.
+        at_last_position: Whether activations ``(B, T, neuron)`` and logits ``(B, T, C)`` are read, and neurons removed,
+            at the last of T positions.
 
     Attributes:
         n_neurons: Their number.
@@ -85,7 +87,15 @@ class Neurons:
 
     """
 
-    def __init__(self, pl_module: LightningModule, layer: str, next_layer: str, network: str | None = None) -> None:
+    def __init__(
+        self,
+        pl_module: LightningModule,
+        layer: str,
+        next_layer: str,
+        network: str | None = None,
+        at_last_position: bool = False,
+    ) -> None:
+        self._at_last_position = at_last_position
         self._members = pl_module.n_members if isinstance(pl_module, HasMembers) else None
         self._weight = find_weight(pl_module, layer)
         self._layer = find_submodule(pl_module, layer)
@@ -153,6 +163,39 @@ class Neurons:
         except _NotLinear:
             self.linear = False
             return torch.stack([self._predictions_alone(inputs, targets, keep) for keep in sets.unbind(dim=1)], dim=1)
+
+    def look(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Return activations ``(E, B, ..., neuron)`` and logits ``(E, B, C)``.
+
+        Args:
+            inputs: As the model takes them, ``(E, B, ...)`` or ``(B, ...)``.
+
+        """
+        kept: list[Tensor] = []
+
+        def keep(activations: Tensor) -> Tensor:
+            self._check(activations)
+            kept.append(activations.unsqueeze(0) if self._plain else activations)
+            return activations
+
+        logits = self._call(inputs, keep)
+        return kept[0], logits
+
+    def readout(self, inputs: Tensor, targets: Tensor) -> Tensor | None:
+        """Return what one unit of each neuron's activation adds to the logits, ``(E, C, neuron)``.
+
+        ``None`` where logits are not sums over neurons; ``linear`` becomes False then.
+
+        Args:
+            inputs: Rows to try it on, as the model takes them, ``(E, B, ...)`` or ``(B, ...)``.
+            targets: ``(E, B)`` or ``(B,)``; only their shape counts.
+
+        """
+        try:
+            return self._readout_of(self._without_members(inputs, targets), targets).weight
+        except _NotLinear:
+            self.linear = False
+            return None
 
     def _sizes_one_by_one(self, inputs: Tensor, targets: Tensor, order: Tensor, labels: Tensor) -> Sizes:
         n_outputs = self._logits(inputs[self._some_rows(targets, 1)], None).shape[-1]
@@ -226,13 +269,20 @@ class Neurons:
             nonlocal called
             called = True
             if args:
-                return (change(args[0]), *args[1:]), kwargs
+                return (changed(args[0]), *args[1:]), kwargs
             name = next(iter(kwargs))
-            return args, kwargs | {name: change(kwargs[name])}
+            return args, kwargs | {name: changed(kwargs[name])}
+
+        def changed(activations: Tensor) -> Tensor:
+            if not self._at_last_position or activations.ndim != (3 if self._plain else 4):
+                return change(activations)
+            last = activations[..., -1, :]
+            new = change(last)
+            return activations if new is last else torch.cat([activations[..., :-1, :], new.unsqueeze(-2)], dim=-2)
 
         handle = self._reader.register_forward_pre_hook(before, with_kwargs=True)
         try:
-            with _uncompiled():
+            with uncompiled():
                 logits: Tensor = self._network(inputs)
         finally:
             handle.remove()
@@ -241,6 +291,8 @@ class Neurons:
         if not called:
             raise ValueError(f"next_layer: the model's forward pass does not call it, or not as a module: {self.names}")
         rank = 3 if self._logits_lead else 2
+        if self._at_last_position and logits.ndim == rank + 1:
+            logits = logits[..., -1, :]
         if logits.ndim == rank - 1:
             logits = logits.unsqueeze(-1)
         if logits.ndim != rank:
@@ -276,10 +328,10 @@ class Neurons:
         """Return the readout, which no row changes: computed once."""
         if self._known is None:
             one, few = (inputs[self._some_rows(targets, n)] for n in (1, CHECKED_ROWS))
-            self._known = self._readout(one, few)
+            self._known = self._readout(one, few, self._row_dim(targets))
         return self._known
 
-    def _readout(self, one: Tensor, few: Tensor) -> _Readout:
+    def _readout(self, one: Tensor, few: Tensor, row_dim: int) -> _Readout:
         """Return what a neuron adds to the logits of one row, checked on a few against networks without half of them.
 
         Raises:
@@ -297,15 +349,15 @@ class Neurons:
 
         with torch.enable_grad():
             logits = self._call(one, keep_leaf)
+            if logits.shape[-1] > 1:
+                # As many copies of the row as there are logits: one backward pass gives the slope of each.
+                kept.clear()
+                logits = self._call(one.repeat_interleave(logits.shape[-1], dim=row_dim), keep_leaf)
             if not logits.requires_grad or kept[0].shape[:-1] != logits.shape[1 if self._plain else 0 : -1]:
                 raise _NotLinear
-            slopes = [
-                torch.autograd.grad(
-                    logits[..., c].sum(), kept[0], retain_graph=True, allow_unused=True, materialize_grads=True
-                )[0]
-                for c in range(logits.shape[-1])
-            ]
-        weight = torch.stack([slope if self._plain else slope[:, 0] for slope in slopes], dim=1)
+            own = logits.diagonal(dim1=-2, dim2=-1).sum()
+            slopes = torch.autograd.grad(own, kept[0], allow_unused=True, materialize_grads=True)[0]
+        weight = slopes.unsqueeze(0) if self._plain else slopes
         readout = _Readout(weight, None)
         even = (torch.arange(self.n_neurons, device=weight.device) % 2 == 0).expand(len(weight), 1, -1)
         rest = self._check_sets(few, readout, torch.cat([even, ~even], dim=1))
@@ -374,7 +426,7 @@ class Neurons:
             raise _NotLinear
 
 
-def _uncompiled() -> AbstractContextManager[object]:
+def uncompiled() -> AbstractContextManager[object]:
     """Within, modules run as they are written: compiled ones pass over hooks."""
     # Without dynamo nothing is compiled, and loading it takes a second.
     return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()

@@ -8,6 +8,7 @@ import inspect
 import pickle
 import pkgutil
 import random
+from collections import OrderedDict
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,17 +17,21 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback
+from torch import nn
 from torch.optim import SGD
+from torch.utils.data import DataLoader, TensorDataset
 
 import grok_callbacks
 from grok_callbacks import (
     AtEnd,
     EveryNSteps,
+    FourierLogitSplitter,
     LearningCurves,
     LogSpaced,
     Monitor,
     NeuronNormTracker,
     Onset,
+    ParameterNorm,
     Replay,
     Snapshots,
     SparseSubnetworkExtractor,
@@ -34,8 +39,8 @@ from grok_callbacks import (
     WeightTrajectory,
 )
 from grok_lightning.data import TableData
-from grok_lightning.modules import MLP
-from grok_lightning.tasks import SparseParity
+from grok_lightning.modules import MLP, Transformer
+from grok_lightning.tasks import ModularArithmetic, SparseParity
 
 THEIR_CURVES = {"train_accuracy": "train_acc", "held_out_accuracy": "val_acc"}
 
@@ -66,6 +71,23 @@ EXAMPLES = {
     SubnetworkComparison: {
         "foreign": lambda: SubnetworkComparison("encoder.fc1", "encoder.fc2", network="encoder", controls=3),
         "ours": lambda: SubnetworkComparison("network.hidden.0", "network.output", choose="median", sensitive_rows=5),
+    },
+    ParameterNorm: {
+        "foreign": lambda: ParameterNorm(EveryNSteps(2)),
+        "ours": lambda: ParameterNorm(LogSpaced(6)),
+    },
+    FourierLogitSplitter: {
+        "foreign": lambda: FourierLogitSplitter(
+            5, layout="a b", network="encoder", layer="encoder.fc1", next_layer="encoder.fc2", schedule=EveryNSteps(3)
+        ),
+        "ours": lambda: FourierLogitSplitter(
+            5,
+            "divide",
+            embedding="network.embed",
+            layer="network.layers.0.mlp_in",
+            next_layer="network.layers.0.mlp_out",
+            schedule=LogSpaced(6),
+        ),
     },
 }
 
@@ -151,9 +173,52 @@ def our_setting(make_trainer):
     return Setting("ours", make_trainer, make, make, 4, True)
 
 
+def foreign_modular_setting(make_trainer, foreign):
+    """Addition modulo 5 in somebody else's project, in batches as long as an epoch of the other one."""
+    pairs = torch.cartesian_prod(torch.arange(5), torch.arange(5))[torch.arange(15) * 7 % 25]
+
+    def make(reseed=False, shuffle=True):
+        module = foreign.module(reseed=reseed)
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            layers = {"embed": nn.Embedding(5, 3), "flat": nn.Flatten(), "fc1": nn.Linear(6, 8), "act": nn.ReLU()}
+            layers |= {"drop": nn.Dropout(0.5), "fc2": nn.Linear(8, 5)}
+            module.encoder = nn.Sequential(OrderedDict(layers))
+        rows = TensorDataset(pairs, pairs.sum(dim=1) % 5)
+        generator = torch.Generator().manual_seed(3)
+        loader = DataLoader(rows, batch_size=5, shuffle=shuffle, generator=generator)
+        return module, {"train_dataloaders": loader, "val_dataloaders": DataLoader(rows, batch_size=5)}
+
+    return Setting("foreign", make_trainer, make, partial(make, reseed=True, shuffle=False), 3, False)
+
+
+def our_modular_setting(make_trainer):
+    """Division modulo 5 by two members, four batches an epoch."""
+
+    def make():
+        members = {"seed": [0, 1]}
+        data = TableData(ModularArithmetic("divide", 5), train_size=12, batch_size=3, members=members)
+        sizes = {"d_model": 8, "n_heads": 2, "d_mlp": 6, "optimizer": partial(SGD, lr=0.5), "scheduler": None}
+        return Transformer(4, 7, 5, **sizes, members=members), {"datamodule": data}
+
+    return Setting("ours", make_trainer, make, make, 4, True)
+
+
+# Monitors that look at modular arithmetic alone.
+MODULAR = (FourierLogitSplitter,)
+
+
+def setting_of(name, make_trainer, foreign, monitor=None):
+    if name == "foreign":
+        make = foreign_modular_setting if monitor in MODULAR else foreign_setting
+        return make(make_trainer, foreign)
+    return (our_modular_setting if monitor in MODULAR else our_setting)(make_trainer)
+
+
 @pytest.fixture(params=["foreign", "ours"])
 def setting(request, make_trainer, foreign):
-    return foreign_setting(make_trainer, foreign) if request.param == "foreign" else our_setting(make_trainer)
+    monitor = request.node.callspec.params.get("monitor")
+    return setting_of(request.param, make_trainer, foreign, monitor)
 
 
 # The checks. Each raises AssertionError with what is wrong.
@@ -299,7 +364,7 @@ def test_four_epochs_and_two_more_are_six(setting, monitor, tmp_path):
 @pytest.mark.parametrize("monitor", exported())
 def test_a_checkpoint_in_the_middle_of_an_epoch_is_as_good(make_trainer, monitor, tmp_path):
     """Where batches are a function of the step: before the validation that belongs to the step, and between two."""
-    setting = our_setting(make_trainer)
+    setting = setting_of("ours", make_trainer, None, monitor)
     for step in (6, 8):
         path = tmp_path / f"{step}.ckpt"
         whole, after = EXAMPLES[monitor]["ours"](), EXAMPLES[monitor]["ours"]()

@@ -736,6 +736,96 @@ def ask_of(module, inputs, targets):
     return sizes.by_predictions.tolist()
 
 
+# What neurons add to the logits, and the last of several positions.
+
+
+class AtEveryPosition(Attention):
+    """Logits ``(B, T, C)``."""
+
+    def forward(self, tokens):
+        x = self.embed(tokens)
+        causal = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).tril()
+        weights = torch.softmax((self.mix(x) @ x.mT).where(causal, -torch.inf), dim=-1)
+        x = x + weights @ x
+        return self.head(x + self.fc2(torch.relu(self.fc1(x))))
+
+
+class AtTheLast(AtEveryPosition):
+    """The same logits of the last position alone, where neurons are computed at that position alone."""
+
+    def forward(self, tokens):
+        x = self.embed(tokens)
+        weights = torch.softmax(self.mix(x[:, -1:]) @ x.mT, dim=-1)
+        x = x[:, -1] + (weights @ x)[:, 0]
+        return self.head(x + self.fc2(torch.relu(self.fc1(x))))
+
+
+def tokens(n=40, length=3):
+    return torch.randint(6, (n, length), generator=torch.Generator().manual_seed(0))
+
+
+def readout_of(module, inputs, targets, **options):
+    neurons = Neurons(module, "fc1", "fc2", **options)
+    with torch.no_grad():
+        return neurons.readout(inputs, targets), neurons
+
+
+@pytest.mark.parametrize("outputs", [1, 2, 5])
+def test_the_readout_is_the_weight_of_the_next_layer(outputs):
+    module = scrambled(TwoLayers(outputs=outputs))
+    found, neurons = readout_of(module, *rows())
+    torch.testing.assert_close(found, module.fc2.weight.detach().unsqueeze(0))
+    assert neurons.linear
+
+
+def test_the_readout_goes_through_all_that_is_linear():
+    module = scrambled(Attention())
+    found, _ = readout_of(module, tokens(), torch.zeros(40))
+    torch.testing.assert_close(found[0], (module.head.weight @ module.fc2.weight).detach())
+
+
+@pytest.mark.parametrize("seeds", [[0], [0, 1, 2]])
+def test_members_have_readouts_of_their_own(seeds):
+    module = MLP(5, 3, hidden=[7], members={"seed": seeds})
+    module.configure_model()
+    scrambled(module)
+    neurons = Neurons(module, "network.hidden.0", "network.output", at_last_position=True)
+    with torch.no_grad():
+        found = neurons.readout(draw(40, 5), torch.zeros(40))
+        activations, logits = neurons.look(draw(40, 5))
+        torch.testing.assert_close(logits, module(draw(40, 5)))
+    torch.testing.assert_close(found, module.network.output.weight.detach())
+    torch.testing.assert_close(activations @ found.mT, logits)
+
+
+@pytest.mark.parametrize("kind", NOT_LINEAR)
+def test_without_linearity_there_is_no_readout(kind):
+    found, neurons = readout_of(scrambled(NOT_LINEAR[kind]()), *rows())
+    assert found is None
+    assert not neurons.linear
+
+
+def test_what_is_read_at_the_last_of_all_positions_is_what_is_computed_there_alone():
+    every, last = scrambled(AtEveryPosition()), scrambled(AtTheLast())
+    inputs, targets = tokens(), rows(classes=3)[1]
+    kept = [Neurons(module, "fc1", "fc2", at_last_position=True) for module in (every, last)]
+    with torch.no_grad():
+        for one, other in zip(*[neurons.look(inputs) for neurons in kept], strict=True):
+            torch.testing.assert_close(one, other)
+        torch.testing.assert_close(*[neurons.readout(inputs, targets) for neurons in kept])
+        sets = draw(1, 4, 7) > 0
+        assert torch.equal(*[neurons.predictions(inputs, targets, sets) for neurons in kept])
+        found = [neurons.sizes(inputs, targets)[0].by_predictions.tolist() for neurons in kept]
+    assert found[0] == found[1] == expected(last, "fc1", "fc2", inputs, targets)[0]
+    assert all(neurons.linear for neurons in kept)
+
+
+def test_unless_asked_for_logits_of_every_position_are_refused():
+    neurons = Neurons(scrambled(AtEveryPosition()), "fc1", "fc2")
+    with torch.no_grad(), pytest.raises(ValueError, match=r"expected logits \(B, C\), got \(40, 3, 3\)"):
+        neurons.look(tokens())
+
+
 # What is told.
 
 
