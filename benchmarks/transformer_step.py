@@ -15,7 +15,6 @@ from collections.abc import Callable
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor
 
 from grok_callbacks import EveryNSteps, FourierLogitSplitter
 from grok_lightning import ModularArithmetic, TableData, Transformer

@@ -199,3 +199,146 @@ def sweep_record(settings=3, repeats=3, *, epochs=300):
         },
         n_members=len(decay),
     )
+
+
+# ---- modular arithmetic: what a splitter of Fourier logits, a parameter norm and learning curves leave of it ---------
+
+GROKKED = np.array([4000, 5200, 3600, 4700, 4300])  # Steps around which the trigonometric circuit grows.
+LEARNT = np.array([150, 140, 170, 160, 150])  # Steps around which the table is learnt by heart.
+KEYS = ([3, 7, 11, 14], [2, 5, 9], [1, 6, 8, 12, 15], [4, 10, 13], [3, 8, 14])  # Fit for p = 31 and above.
+ROWS, OVER = ["all", "train", "held_out"], ["all", "held_out"]
+
+
+def log_steps(last, per_decade=12):
+    """Step 0, then steps evenly spaced on a log scale."""
+    return np.unique(np.concatenate([[0], np.round(10 ** np.arange(0, np.log10(last) + 1e-9, 1 / per_decade)), [last]]))
+
+
+def circuits(steps, members):
+    """Amplitude of the trigonometric circuit and logit of the lookup table, `(T, E)` each; exact null models aside."""
+    t, grokked, learnt = steps[:, None], np.resize(GROKKED, members), np.resize(LEARNT, members)
+    x = np.log1p(t)
+    trigonometric = 26 * sigmoid((x - np.log(0.8 * grokked)) / 0.22) + 0.4 * x * (t > 0)
+    table = 22 * sigmoid((x - np.log(learnt)) / 0.25) * (1 + 0.05 * x)
+    return trigonometric, table * (1 - 0.93 * sigmoid((x - np.log(1.2 * grokked)) / 0.15))
+
+
+def fourier(steps, coordinates, members, *, p=113, share=0.3, neurons=60, seed=0):
+    """Dataset of a planted trigonometric circuit on top of an exact lookup table of the share of the rows given.
+
+    Its key frequencies are those of `KEYS`; at step 0 they are the largest of the embedding in all members but the
+    second.
+    """
+    rng = np.random.default_rng(seed)
+    amplitude, table = circuits(steps, members)
+    frequencies = np.arange(1, p // 2 + 1)
+    keys = np.zeros((members, len(frequencies)), dtype=bool)
+    for member in range(members):
+        keys[member, np.array(KEYS[member % len(KEYS)]) - 1] = True
+    grown = amplitude / amplitude[-1]
+    each = keys * (1 + 0.3 * rng.random(keys.shape))
+    each = amplitude[..., None] * each / each.sum(axis=1, keepdims=True)
+    known = share > 0
+    squares = (each + share * table[..., None] * 2 / (p - 1)) ** 2 * p**3 / 2
+    rest = share * (1 - share) * table**2 * p**3 / (p - 1) + p**3 * 0.02
+    power = squares / (squares.sum(axis=-1) + rest)[..., None]
+    squared = power.sum(axis=-1)
+    held = np.full_like(amplitude, np.nan) if share == 1 else amplitude
+    held_share = held**2 / (held**2 + 3 + 2 * (1 - grown))
+    wrong = 0.35 * table + 1.5
+    shape = (len(steps), members, len(frequencies))
+    embedding = (0.2 + rng.random((1, *shape[1:]))) * np.where(keys & (np.arange(members) != 1)[:, None], 6, 1)
+    embedding = embedding * (1 - grown[..., None]) + (keys * 10 + 0.05) * grown[..., None]
+    embedding /= embedding.sum(axis=-1, keepdims=True)
+    choice = np.stack([rng.choice(frequencies[key], neurons) for key in keys])
+    early = rng.choice(frequencies, (len(steps), members, neurons))
+    late = grown[..., None] > 0.3 + 0.6 * rng.random((1, members, neurons))
+    neuron = np.where(late, choice, early).astype(float)
+    neuron[:, :, [0, 5]] = np.nan
+    explained = np.where(late, 0.9 + 0.09 * rng.random(neuron.shape), 0.2 + 0.4 * rng.random(neuron.shape))
+    explained[:, :, [0, 5]] = np.nan
+    both, dims = ("step", "member"), ("step", "member", "frequency")
+    return xr.Dataset(
+        {
+            "train_share": (both, np.full(amplitude.shape, share)),
+            "correct": ((*both, "rows"), np.stack([amplitude + share * table, amplitude + table, held], axis=-1)),
+            "trigonometric": ((*both, "over"), np.stack([amplitude + share * table, held], axis=-1)),
+            "memorising": (
+                (*both, "rows"),
+                np.stack([0 * table, (1 - share) * table, held - amplitude - share * table], axis=-1),
+            ),
+            "memorising_wrong": ((*both, "rows"), np.stack([wrong, 0.8 * wrong, wrong + held * 0], axis=-1)),
+            "share": ((*both, "over"), np.sqrt(np.stack([squared, held_share], axis=-1))),
+            "share_squared": ((*both, "over"), np.stack([squared, held_share], axis=-1)),
+            "power": (dims, power),
+            "key": (dims, keys & (power > 0.005) & (grown[..., None] > 0.1)),
+            "restricted_loss": (both, np.log(p) * np.exp(-0.4 * amplitude) + 1e-6),
+            "excluded_loss": (both, np.log(p) * (np.exp(-0.4 * table) + 0.8 * known * grown)),
+            "embedding_power": (dims, embedding),
+            "embedding_gini": (both, 0.1 + 0.6 * grown),
+            "neuron_frequency": ((*both, "neuron"), neuron),
+            "neuron_explained": ((*both, "neuron"), explained),
+            "neuron_logit_gini": (both, 0.12 + 0.75 * grown),
+            "neuron_logit_power": (dims, power / squared[..., None]),
+        },
+        coords=_coordinates(members, coordinates)
+        | {"step": steps.astype(int), "rows": ROWS, "over": OVER, "frequency": frequencies},
+        attrs={"kind": "FourierLogitSplitter", "modulus": p, "operation": "add", "layout": "a op b ="},
+    )
+
+
+def parameter_norm(steps, coordinates, members, *, seed=0):
+    """Dataset `total`, `norm`: it falls from step 100 on."""
+    x = np.log1p(steps)[:, None]
+    total = 45 + 15 * sigmoid((x - np.log(40)) / 0.3) - 28 * sigmoid((x - np.log(1500)) / 0.6)
+    total = total + np.random.default_rng(seed).random((1, members))
+    shares = np.sqrt([0.3, 0.5, 0.2])
+    return xr.Dataset(
+        {
+            "total": (("step", "member"), total),
+            "norm": (("step", "member", "tensor"), total[..., None] * shares),
+        },
+        coords=_coordinates(members, coordinates)
+        | {"step": steps.astype(int), "tensor": ["embed.weight", "mlp.weight", "unembed.weight"]},
+        attrs={"kind": "ParameterNorm"},
+    )
+
+
+def modular_curves(steps, coordinates, members, *, p=113, share=0.3):
+    """Dataset `loss`, `accuracy` with a third split, and `unpaired_share`: other in each member, as rows are drawn."""
+    trigonometric, table = circuits(steps, members)
+    swapped = np.resize(share + np.array([0.002, -0.004, 0.0, 0.003, -0.001]), members)
+    unpaired = sigmoid((trigonometric - 14) / 1.2)
+    held = unpaired + (1 - unpaired) * 0.5 * swapped * sigmoid(table - 8)
+    train = sigmoid(trigonometric + table - 10)
+    losses = [
+        np.log(p) * np.exp(-0.5 * (trigonometric + table)) + 2e-8,
+        np.log(p) * (1 + table / 8) * (1 - held) + 1e-6,
+    ]
+    nothing = np.full_like(held, np.nan)
+    accuracy = np.stack([train, held, unpaired] if share < 1 else [train, nothing, nothing])
+    loss = np.stack([losses[0], losses[1], 1.3 * losses[1]] if share < 1 else [losses[0], nothing, nothing])
+    constant = np.broadcast_to(1 - swapped if share < 1 else np.nan, held.shape)
+    dims = ("split", "step", "member")
+    return xr.Dataset(
+        {"loss": (dims, loss), "accuracy": (dims, accuracy), "unpaired_share": (dims[1:], constant)},
+        coords=_coordinates(members, coordinates)
+        | {"step": steps.astype(int), "split": ["train", "held_out", "held_out_unpaired"]},
+        attrs={"kind": "LearningCurves"},
+    )
+
+
+def modular_record(*, members=5, last=12000, p=113, share=0.3, per_decade=12, coordinates=None, **options):
+    """Members that memorise around step 200 and grok around step 4,000; every monitor has steps of its own."""
+    coordinates = {"seed": np.arange(members)} | (coordinates or {})
+    learnt, grokked = np.resize(LEARNT, members), np.resize(GROKKED, members)
+    steps = log_steps(last, per_decade)
+    groups = {
+        "curves": modular_curves(
+            np.unique(np.append(np.arange(0, last, 100), last)), coordinates, members, p=p, share=share
+        ),
+        "onset": onsets(1.2 * learnt, 0.95 * grokked, last, coordinates),
+        "fourier": fourier(steps, coordinates, members, p=p, share=share, **options),
+        "parameter_norm": parameter_norm(log_steps(last, 2 * per_decade), coordinates, members),
+    }
+    return record(groups, experiment="modular", n_members=members, last_step=last, steps_per_epoch=1)

@@ -37,7 +37,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_block_of_python_is_tested() -> None:
-    assert README.count("```python") == len(BLOCKS) == 6
+    assert README.count("```python") == len(BLOCKS) == 8
 
 
 def test_a_record_becomes_a_table(tmp_path: Path) -> None:
@@ -55,6 +55,25 @@ def test_the_callbacks_drop_into_a_project(capsys: pytest.CaptureFixture[str]) -
     assert names["norms"].history["norm"].shape[1:] == (1, 64)
     assert not names["onset"].onsets()["generalised"].step.isnan().any()
     assert names["trainer"].global_step < 240, "StopAfterOnset stopped it"
+
+
+def test_the_circuits_of_a_project_are_split(tmp_path: Path) -> None:
+    names: dict = {}
+    exec(BLOCKS["fourier"], names)  # noqa: S102
+    circuits = names["circuits"]
+    share = circuits.history["share"][:, 0]
+    assert (share[0] < 0.2).all() and (share[-1] > 0.3).all(), share
+    assert float(circuits.history["train_share"][-1, 0]) == pytest.approx(130 / 169)
+    assert circuits.history["neuron_frequency"].shape == (len(share), 1, 128)
+    assert names["norm"].history["total"].isfinite().all()
+
+
+def test_an_operation_of_ones_own_is_learnt(tmp_path: Path) -> None:
+    names: dict = {}
+    exec(BLOCKS["own operation"], names)  # noqa: S102
+    inputs, labels = names["data"].rows("train")
+    assert inputs.shape == (1, 31**2 // 2, 4)
+    assert (labels == (inputs[..., 0] ** 2 - 2 * inputs[..., 2] ** 2) % 31).all()
 
 
 def test_the_sparse_subnetwork_of_a_project_is_found(tmp_path: Path) -> None:

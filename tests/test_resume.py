@@ -46,6 +46,31 @@ trainer:
       init_args: {filename: "{step}", auto_insert_metric_name: false, save_top_k: -1, SAVE}
 """
 
+TRANSFORMER = """
+model:
+  class_path: Transformer
+  init_args: {d_model: 8, n_heads: 2, d_mlp: 12, layer_norm: true, n_layers: LAYERS}
+data:
+  class_path: TableData
+  init_args:
+    task: {class_path: ModularArithmetic, init_args: {p: 7}}
+    n_held_out: null
+    split: symmetric
+    batch_size: ROWS
+population:
+  - {seed: 0, train_size: 40, weight_decay: 1.0}
+  - {seed: 1, train_size: 30, weight_decay: 0.3}
+trainer:
+  enable_progress_bar: false
+  callbacks:
+    - class_path: NeuronNormTracker
+      init_args: {layer: network.layers.0.mlp_in, schedule: {class_path: EveryNSteps, init_args: {n: 3}}}
+    - class_path: Onset
+      init_args: {generalised_from: 0.2, memorised_above: 0.3, dwell: 4}
+    - class_path: ModelCheckpoint
+      init_args: {filename: "{step}", auto_insert_metric_name: false, save_top_k: -1, SAVE}
+"""
+
 ONLINE = [
     "--data=OnlineData",
     "--data.task=SparseParity",
@@ -73,14 +98,16 @@ def fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fit:
     # Runs here save at every step; the record that counts is the one written at the end.
     monkeypatch.setattr(Recorder, "on_save_checkpoint", lambda *_: None)
 
-    def run(name: str, *arguments: str, save: str = EVERY_STEP, after: Path | None = None) -> Path:
+    def run(
+        name: str, *arguments: str, save: str = EVERY_STEP, after: Path | None = None, config: str = CONFIG
+    ) -> Path:
         """Fit in the folder ``name``, after a copy of the run ``after`` if one is given."""
         folder = tmp_path / name
         if after is not None:
             shutil.copytree(after.parents[2], folder)
         folder.mkdir(exist_ok=True)
         monkeypatch.chdir(folder)
-        (folder / "tiny.yaml").write_text(CONFIG.replace("SAVE", save))
+        (folder / "tiny.yaml").write_text(config.replace("SAVE", save))
         monkeypatch.setattr(sys, "argv", ["grok"])
         main(["fit", "--config", "tiny.yaml", *arguments])
         (directory,) = (folder / "runs" / "tiny").iterdir()
@@ -139,6 +166,27 @@ def test_resuming_at_any_step_gives_the_uninterrupted_run(fit: Fit, limit: str, 
     for step in (1, 4, 6, 8, 23):  # within epochs, at their ends, at and beside validations
         resumed = fit(f"from_{step}", *arguments, f"--ckpt_path={RUN}/checkpoints/{step}.ckpt", after=whole)
         assert_same_run(resumed, whole)
+
+
+@pytest.mark.parametrize("n_layers", [1, 2])
+@pytest.mark.parametrize("batch_size", ["null", "16"])
+def test_a_transformer_resumes_at_any_step(fit: Fit, batch_size: str, n_layers: int) -> None:
+    """With Adam's averages and in the middle of the warm-up; a full batch is an epoch of one step."""
+    config = TRANSFORMER.replace("ROWS", batch_size).replace("LAYERS", str(n_layers))
+    whole = fit("whole", *LIMITS["steps"], config=config)
+    for step in (1, 7, 9, 16):
+        checkpoint = f"--ckpt_path={RUN}/checkpoints/{step}.ckpt"
+        assert_same_run(fit(f"from_{step}", *LIMITS["steps"], checkpoint, after=whole, config=config), whole)
+
+
+@pytest.mark.parametrize("batch_size", ["null", "16"])
+def test_a_transformer_that_reached_max_steps_goes_on(fit: Fit, batch_size: str) -> None:
+    config = TRANSFORMER.replace("ROWS", batch_size).replace("LAYERS", "1")
+    whole = fit("whole", *LIMITS["steps"], config=config)
+    short = fit("short", "--trainer.max_steps=7", config=config)
+    assert int(read_record(short / "records.nc").attrs["last_step"]) == 7
+    resumed = fit("short", *LIMITS["steps"], f"--ckpt_path={short}/checkpoints/last.ckpt", config=config)
+    assert_same_run(resumed, whole)
 
 
 @pytest.mark.parametrize("validation", ["every epoch", "every three steps"])

@@ -10,10 +10,25 @@ from dataclasses import dataclass
 import xarray as xr
 from matplotlib.figure import Figure
 
-from grok_lightning.figures import curves, effective_sparsity, neuron_norms, subnetworks
+from grok_lightning.figures import (
+    circuits,
+    curves,
+    effective_sparsity,
+    frequencies,
+    key_frequencies,
+    neuron_frequencies,
+    neuron_norms,
+    progress,
+    subnetworks,
+)
+from grok_lightning.figures.circuits import draw_circuits, found_circuits
 from grok_lightning.figures.curves import draw_curves, found_curves
 from grok_lightning.figures.effective_sparsity import draw_effective_sparsity, found_effective_sparsity
+from grok_lightning.figures.frequencies import draw_frequencies, found_frequencies
+from grok_lightning.figures.key_frequencies import draw_key_frequencies, found_key_frequencies
+from grok_lightning.figures.neuron_frequencies import draw_neuron_frequencies, found_neuron_frequencies
 from grok_lightning.figures.neuron_norms import draw_neuron_norms, found_neuron_norms
+from grok_lightning.figures.progress import draw_progress, found_progress
 from grok_lightning.figures.reading import groups_of_kind
 from grok_lightning.figures.subnetworks import draw_subnetworks, found_subnetworks
 
@@ -21,13 +36,23 @@ __all__ = [
     "FIGURES",
     "FigureSpec",
     "available",
+    "draw_circuits",
     "draw_curves",
     "draw_effective_sparsity",
+    "draw_frequencies",
+    "draw_key_frequencies",
+    "draw_neuron_frequencies",
     "draw_neuron_norms",
+    "draw_progress",
     "draw_subnetworks",
+    "found_circuits",
     "found_curves",
     "found_effective_sparsity",
+    "found_frequencies",
+    "found_key_frequencies",
+    "found_neuron_frequencies",
     "found_neuron_norms",
+    "found_progress",
     "found_subnetworks",
     "groups_of_kind",
 ]
@@ -44,6 +69,7 @@ class FigureSpec:
         draw: From a record to the figure, caption included.
         how_to_read: What is drawn; the first half of the caption.
         found: From a record to sentences saying what this run showed; the second half of the caption.
+        arrays: Names of arrays that a group of the first of these kinds must have: a monitor may leave some out.
     """
 
     name: str
@@ -52,6 +78,7 @@ class FigureSpec:
     draw: Callable[[xr.DataTree], Figure]
     how_to_read: str
     found: Callable[[xr.DataTree], str]
+    arrays: tuple[str, ...] = ()
 
 
 FIGURES: tuple[FigureSpec, ...] = (
@@ -87,10 +114,58 @@ FIGURES: tuple[FigureSpec, ...] = (
         how_to_read=neuron_norms.HOW_TO_READ,
         found=found_neuron_norms,
     ),
+    FigureSpec(
+        name="circuits",
+        title="The two circuits",
+        kinds=("FourierLogitSplitter",),
+        draw=draw_circuits,
+        how_to_read=circuits.HOW_TO_READ,
+        found=found_circuits,
+    ),
+    FigureSpec(
+        name="progress",
+        title="Progress measures",
+        kinds=("FourierLogitSplitter",),
+        draw=draw_progress,
+        how_to_read=progress.HOW_TO_READ,
+        found=found_progress,
+    ),
+    FigureSpec(
+        name="frequencies",
+        title="Power of each frequency",
+        kinds=("FourierLogitSplitter",),
+        draw=draw_frequencies,
+        how_to_read=frequencies.HOW_TO_READ,
+        found=found_frequencies,
+        arrays=("power", "key"),
+    ),
+    FigureSpec(
+        name="key_frequencies",
+        title="Key frequencies and the initial embedding",
+        kinds=("FourierLogitSplitter",),
+        draw=draw_key_frequencies,
+        how_to_read=key_frequencies.HOW_TO_READ,
+        found=found_key_frequencies,
+        arrays=key_frequencies.ARRAYS,
+    ),
+    FigureSpec(
+        name="neuron_frequencies",
+        title="Frequencies of the neurons",
+        kinds=("FourierLogitSplitter",),
+        draw=draw_neuron_frequencies,
+        how_to_read=neuron_frequencies.HOW_TO_READ,
+        found=found_neuron_frequencies,
+        arrays=neuron_frequencies.ARRAYS,
+    ),
 )
 """All figures, in the order of a report."""
 
 
 def available(record: xr.DataTree) -> tuple[FigureSpec, ...]:
     """The figures that can be drawn from a record: those whose kinds of group it has, in the order of `FIGURES`."""
-    return tuple(spec for spec in FIGURES if all(groups_of_kind(record, kind) for kind in spec.kinds))
+    return tuple(spec for spec in FIGURES if _can_be_drawn(spec, record))
+
+
+def _can_be_drawn(spec: FigureSpec, record: xr.DataTree) -> bool:
+    first, *others = spec.kinds
+    return bool(groups_of_kind(record, first, spec.arrays)) and all(groups_of_kind(record, kind) for kind in others)

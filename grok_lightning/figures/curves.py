@@ -1,7 +1,7 @@
 """Accuracy and loss over time, with the onsets: the picture of grokking itself."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,9 @@ from grok_lightning.figures.reading import (
     Clock,
     Onsets,
     Setting,
+    curve_of,
     groups_of_kind,
+    last_rows,
     member_labels,
     parts_of_kind,
     read_onsets,
@@ -57,7 +59,10 @@ __all__ = [
     "delay_sentence",
     "draw_curves",
     "found_curves",
+    "last_accuracy",
     "onset_sentences",
+    "scale_loss",
+    "swapped_share",
 ]
 
 HOW_TO_READ = (
@@ -67,8 +72,9 @@ HOW_TO_READ = (
     "between the two onsets."
 )
 
-TRAIN, HELD_OUT = "train", "held_out"
+TRAIN, HELD_OUT, UNPAIRED = "train", "held_out", "held_out_unpaired"
 SPLIT_NAMES = {TRAIN: "rows trained on", HELD_OUT: "held-out rows"}
+UNPAIRED_NAME, SWAPPED_NAME = "held-out, swap held out too", "share with swap trained on"
 SPLIT_COLOURS = {TRAIN: BLUE, HELD_OUT: VERMILLION}
 SPLIT_DASHES: dict[str, Dashes] = {TRAIN: "--", HELD_OUT: "-"}
 
@@ -83,9 +89,15 @@ def draw_curves(record: xr.DataTree) -> Figure:
     smallest loss of a member. Members that differ in more than their seeds are averaged within each setting; beyond
     seven settings the means alone are drawn, on an ordered colour scale.
 
+    Where rows are pairs (a, b), this is Figures 1(a) and 1(d) of Varma, Shah, Kenton, Kramár, Kumar 2023, arXiv
+    2309.02390, with two lines more: the share of held-out rows whose swap (b, a) was trained on, which is what a
+    network gets right that has only noticed that the operation is commutative, and accuracy on the other held-out rows.
+
     Args:
         record: A record with a group of kind `LearningCurves`; `loss` and `accuracy` over `(step, member, split)` in
-            any order. NaN is passed over. Onsets are marked where a group of kind `Onset` exists.
+            any order and, if there are such rows, `unpaired_share` over `(step, member)`, the share of the split
+            `held_out_unpaired` in the held-out rows. NaN is passed over. Onsets are marked where a group of
+            kind `Onset` exists.
 
     Returns:
         The figure, with its caption.
@@ -111,7 +123,7 @@ def _draw_group(figure: Figure, axes: NDArray[Any], record: xr.DataTree, group: 
     onsets = read_onsets(record, member_labels(group))
     for panel, name in zip(axes, ("accuracy", "loss"), strict=True):
         if name == "loss":
-            _scale_loss(panel, _values(group, name, TRAIN), _values(group, name, HELD_OUT))
+            scale_loss(panel, np.concatenate([_values(group, name, TRAIN), _values(group, name, HELD_OUT)]))
         for setting, colour in zip(found, key.colours, strict=True):
             for split in (TRAIN, HELD_OUT):
                 line = SPLIT_COLOURS[split] if len(found) == 1 else colour
@@ -120,6 +132,8 @@ def _draw_group(figure: Figure, axes: NDArray[Any], record: xr.DataTree, group: 
             if name == "accuracy" and "true_accuracy" in group:
                 line = SPLIT_COLOURS[TRAIN] if len(found) == 1 else colour
                 _draw_line(panel, clock, group, "true_accuracy", TRAIN, setting, line, ":", behind=False)
+            if name == "accuracy":
+                _draw_swaps(panel, clock, group, setting, SPLIT_COLOURS[HELD_OUT] if len(found) == 1 else colour)
         tidy(panel, f"{name.capitalize()}{suffix}")
         if len(found) == 1:
             mark_onsets(panel, clock, onsets, found[0].members)
@@ -131,16 +145,13 @@ def _draw_group(figure: Figure, axes: NDArray[Any], record: xr.DataTree, group: 
     if len(found) == 1:
         add_key(figure, _one_setting_key(axes[0], found[0]), 3 if len(found[0].members) > 1 else 4)
     else:
-        add_key(figure, _settings_key(found, key, onsets, group), 3)
+        add_key(figure, _settings_key(axes[0], found, key, onsets, group), 3)
         heighten(figure, (STRIP + 4) * len(found) if key.few else 0)
 
 
 def _values(group: xr.Dataset, name: str, split: str) -> NDArray[np.float64]:
     """One curve of every member: `(T, E)`; all NaN when the split was not measured."""
-    shape = (group.sizes["step"], group.sizes["member"])
-    if name not in group or split not in group["split"].values:
-        return np.full(shape, np.nan)
-    return np.asarray(group[name].sel(split=split).transpose("step", "member").values, dtype=np.float64)
+    return curve_of(group, name, split=split)
 
 
 def _draw_line(
@@ -154,30 +165,62 @@ def _draw_line(
     dashes: Dashes,
     *,
     behind: bool,
+    thin: bool = False,
 ) -> None:
     """Mean of a setting and, `behind` it, its band and members."""
     values = _values(group, name, split)[:, setting.members]
     time, label = clock.time(group["step"].values), f"{name} {split} {setting.label}".strip()
-    draw_mean(axes, time, values, label=label, colour=colour, dashes=dashes, behind=behind)
+    draw_mean(axes, time, values, label=label, colour=colour, dashes=dashes, behind=behind, thin=thin)
+
+
+def _draw_swaps(axes: Axes, clock: Clock, group: xr.Dataset, setting: Setting, colour: str) -> None:
+    """Accuracy on held-out rows whose swap was held out too, and the share of the others."""
+    # Two kinds of dotted line in one colour could not be told apart.
+    dashes: Dashes = "-." if "true_accuracy" in group else ":"
+    _draw_line(axes, clock, group, "accuracy", UNPAIRED, setting, colour, dashes, behind=False, thin=True)
+    share = swapped_share(group)[setting.members]
+    if np.isfinite(share).any():
+        axes.axhline(
+            float(np.nanmedian(share)),
+            color=colour,
+            linestyle="--",
+            linewidth=1.0,
+            label=f"accuracy baseline {setting.label}".strip(),
+            zorder=3,
+        )
+
+
+def swapped_share(group: xr.Dataset) -> NDArray[np.float64]:
+    """Share of each member's held-out rows (a, b) whose swap (b, a) is a row that it was trained on.
+
+    This is the accuracy on held-out rows that knowing no more than a ∘ b = b ∘ a gives. It is counted, not estimated.
+
+    Args:
+        group: A group of learning curves; `unpaired_share` over `(step, member)`, constant in time.
+
+    Returns:
+        `(E,)`, in [0, 1]; NaN for a member of which it is not known, or that has no held-out rows.
+    """
+    share = curve_of(group, "unpaired_share")
+    last = last_rows(np.isfinite(share))
+    return np.array([np.nan if row < 0 else 1 - share[row, member] for member, row in enumerate(last)])
 
 
 def _scale_accuracy(axes: Axes, group: xr.Dataset) -> None:
-    lowest = min(
-        (
-            float(np.nanmin(values))
-            for split in SPLIT_NAMES
-            if np.isfinite(values := _values(group, "accuracy", split)).any()
-        ),
-        default=0.0,
-    )
+    drawn = [*(_values(group, "accuracy", split) for split in (TRAIN, HELD_OUT, UNPAIRED)), swapped_share(group)]
+    lowest = min((float(np.nanmin(values)) for values in drawn if np.isfinite(values).any()), default=0.0)
     axes.set_ylim(0.38 if lowest >= 0.4 else -0.02, 1.02)
     axes.set_ylabel("accuracy (fraction of rows)", fontsize=LABEL)
 
 
-def _scale_loss(axes: Axes, train: NDArray[np.float64], held_out: NDArray[np.float64]) -> None:
-    """Log scale where the loss spans more than a factor of five; linear near 0 where it reaches 0."""
-    values = np.concatenate([train.ravel(), held_out.ravel()])
-    values = values[np.isfinite(values)]
+def scale_loss(axes: Axes, losses: NDArray[np.float64]) -> None:
+    """Log scale where the loss spans more than a factor of five; linear near 0 where it reaches 0.
+
+    Args:
+        axes: The axes.
+        losses: What they show, of any shape; NaN is passed over.
+    """
+    values = losses[np.isfinite(losses)]
     positive = values[values > 0]
     label = "mean loss"
     if positive.size and (values <= 0).any():
@@ -203,6 +246,7 @@ def _one_setting_key(axes: Axes, setting: Setting) -> list[Artist]:
     for split, name in SPLIT_NAMES.items():
         if f"accuracy {split}" in drawn:
             handles.append(Line2D([], [], color=SPLIT_COLOURS[split], linewidth=1.8, label=name))
+    handles += _swap_handles(drawn, SPLIT_COLOURS[HELD_OUT])
     if "true_accuracy train" in drawn:
         handles.append(Line2D([], [], color=BLUE, linewidth=1.8, linestyle=":", label="the same, true labels"))
     if handles and len(setting.members) > 1:
@@ -213,7 +257,19 @@ def _one_setting_key(axes: Axes, setting: Setting) -> list[Artist]:
     return handles
 
 
-def _settings_key(found: Sequence[Setting], key: Palette, onsets: Onsets | None, group: xr.Dataset) -> list[Artist]:
+def _swap_handles(drawn: Mapping[str, Artist], colour: str) -> list[Artist]:
+    """Legend entries of what `_draw_swaps` drew."""
+    handles: list[Artist] = []
+    for start, name in ((f"accuracy {UNPAIRED}", UNPAIRED_NAME), ("accuracy baseline", SWAPPED_NAME)):
+        line = next((line for label, line in drawn.items() if label.startswith(start)), None)
+        if isinstance(line, Line2D):
+            handles.append(Line2D([], [], color=colour, linewidth=1.0, linestyle=line.get_linestyle(), label=name))
+    return handles
+
+
+def _settings_key(
+    axes: Axes, found: Sequence[Setting], key: Palette, onsets: Onsets | None, group: xr.Dataset
+) -> list[Artist]:
     handles = setting_handles(found, key)
     for split, name in SPLIT_NAMES.items():
         handles.append(Line2D([], [], color="#444444", linewidth=1.8, linestyle=SPLIT_DASHES[split], label=name))
@@ -221,6 +277,8 @@ def _settings_key(found: Sequence[Setting], key: Palette, onsets: Onsets | None,
         handles.append(
             Line2D([], [], color="#444444", linewidth=1.8, linestyle=":", label="rows trained on, true labels")
         )
+    lines, labels = axes.get_legend_handles_labels()
+    handles += _swap_handles(dict(zip(labels, lines, strict=True)), "#444444")
     return handles + onset_handles() if key.few and onsets is not None else handles
 
 
@@ -351,4 +409,22 @@ def _accuracy_sentences(record: xr.DataTree, group: xr.Dataset) -> list[str]:
             sentences.append(f"{name} accuracy was not measured.")
         else:
             sentences.append(f"{name} accuracy at {clock.at(step)} was {spread(end[np.isfinite(end)], decimals)}.")
+    return sentences + _swap_sentences(clock, group)
+
+
+def _swap_sentences(clock: Clock, group: xr.Dataset) -> list[str]:
+    """What knowing of swapped rows would give, and the accuracy without that."""
+    sentences = []
+    share = swapped_share(group)
+    share = share[np.isfinite(share)]
+    if share.size:
+        sentences.append(
+            f"Of the held-out rows (a, b), a share of {spread(share, '{:.3f}'.format)} has its swap (b, a) among the "
+            "rows trained on: the accuracy, if the operation is commutative, of a network that gives swapped rows the "
+            "same label and knows no more."
+        )
+    end, step = last_accuracy(group, UNPAIRED)
+    if step is not None:
+        known = spread(end[np.isfinite(end)], decimals)
+        sentences.append(f"On the held-out rows whose swap was held out too, accuracy at {clock.at(step)} was {known}.")
     return sentences

@@ -17,9 +17,9 @@ from grok_lightning.figures.reading import (
     EVENTS,
     Clock,
     Onsets,
-    coordinates_of,
     groups_of_kind,
     member_labels,
+    member_name,
     nearest_measured,
     parts_of_kind,
     read_onsets,
@@ -41,7 +41,7 @@ from grok_lightning.figures.style import (
     setting_handles,
     tidy,
 )
-from grok_lightning.figures.words import count, decimals, number, spread
+from grok_lightning.figures.words import count, decimals, spread
 
 __all__ = ["HOW_TO_READ", "MOST_LINES", "dominant_neurons", "draw_neuron_norms", "found_neuron_norms"]
 
@@ -227,11 +227,9 @@ def _subsample(n: int) -> NDArray[np.intp]:
 def _member_title(group: xr.Dataset, member: int, drawn: int, n: int) -> str:
     which = f"All {count(n, 'neuron')}" if drawn == n else f"{drawn} of {n} neurons, evenly spaced,"
     which = {0: "No norms", 1: "The one neuron"}.get(n, which)
-    coordinates = ", ".join(f"{name} {number(value)}" for name, value in coordinates_of(group, member).items())
-    end = f" ({coordinates})" if coordinates else ""
     # A colour bar takes its room from the panel.
     columns = TITLE_COLUMNS if palette(settings(group)).few else TITLE_COLUMNS - 10
-    return textwrap.fill(f"{which} of member {number(member_labels(group)[member])}{end}", columns)
+    return textwrap.fill(f"{which} of {member_name(group, member)}", columns)
 
 
 def _add_key(figure: Figure, axes: Axes, tracked: _Tracked) -> None:

@@ -7,7 +7,7 @@ is a setting of its own, or several: the member coordinate `run` tells them apar
 
 import contextlib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,21 +22,31 @@ __all__ = [
     "RUN",
     "SEED_COORDINATES",
     "Clock",
+    "Measured",
     "Onsets",
     "Setting",
+    "at_the_end",
     "average",
     "by_run",
     "coordinates_of",
+    "curve_of",
+    "curves_along",
     "groups_of_kind",
     "labels_along",
+    "last_rows",
     "member_coordinates",
     "member_labels",
+    "measured_where",
+    "member_name",
     "nearest_measured",
     "neurons_of",
     "parts_of_kind",
+    "partner_of_kind",
+    "reached_the_end",
     "read_onsets",
     "run_in_title",
     "settings",
+    "spread_over_settings",
     "values_at",
 ]
 
@@ -49,12 +59,13 @@ RUN = "run"
 EVENTS = ("memorised", "generalised", "forgotten")
 
 
-def groups_of_kind(record: xr.DataTree, kind: str) -> dict[str, xr.Dataset]:
+def groups_of_kind(record: xr.DataTree, kind: str, arrays: Sequence[str] = ()) -> dict[str, xr.Dataset]:
     """Groups of a record that a monitor of this kind wrote.
 
     Args:
         record: The record of a run.
         kind: Class name of the monitor, the attribute `kind` of its group.
+        arrays: Names of arrays that the groups must have: a monitor may leave some of them out.
 
     Returns:
         The groups by name, in the order of the record; empty when there are none. A group without a `member`
@@ -62,7 +73,7 @@ def groups_of_kind(record: xr.DataTree, kind: str) -> dict[str, xr.Dataset]:
     """
     groups = {}
     for node in record.subtree:
-        if node.attrs.get("kind") == kind:
+        if node.attrs.get("kind") == kind and all(name in node.data_vars for name in arrays):
             group = node.to_dataset()
             if "member" in group.dims and "member" not in group.coords:
                 group = group.assign_coords(member=np.arange(group.sizes["member"]))
@@ -90,6 +101,12 @@ def coordinates_of(group: xr.Dataset, member: int) -> dict[str, Any]:
     return {name: values[member] for name, values in member_coordinates(group).items() if _has(values[member])}
 
 
+def member_name(group: xr.Dataset, member: int) -> str:
+    """The member at a position, in words: `member 0 (seed 0)`."""
+    coordinates = ", ".join(f"{name} {number(value)}" for name, value in coordinates_of(group, member).items())
+    return f"member {number(member_labels(group)[member])}{f' ({coordinates})' if coordinates else ''}"
+
+
 def labels_along(group: xr.Dataset, dim: str) -> list[str]:
     """Labels of a group along a dimension, such as the names of its splits; empty when it has no such dimension."""
     return [str(label) for label in group[dim].values] if dim in group.dims else []
@@ -114,23 +131,44 @@ def by_run(group: xr.Dataset) -> dict[str, xr.Dataset]:
     return {run: part.dropna("step", how="all") for run, part in parts.items()}
 
 
-def parts_of_kind(record: xr.DataTree, kind: str) -> dict[str, xr.Dataset]:
+def parts_of_kind(record: xr.DataTree, kind: str, arrays: Sequence[str] = ()) -> dict[str, xr.Dataset]:
     """Groups of a kind, run by run, by the words that open what is said of them.
 
     Args:
         record: The record of a run, or a joined one.
         kind: Class name of the monitor.
+        arrays: Names of arrays that the groups must have.
 
     Returns:
         By `parity: `, `neurons: ` or `neurons, parity: ` in a record with several groups or runs; by an empty text
         where there is just one.
     """
-    groups = groups_of_kind(record, kind)
+    groups = groups_of_kind(record, kind, arrays)
     return {
         f"{', '.join(words)}: " if (words := [name] * (len(groups) > 1) + [run] * bool(run)) else "": part
         for name, group in groups.items()
         for run, part in by_run(group).items()
     }
+
+
+def partner_of_kind(record: xr.DataTree, kind: str, group: xr.Dataset) -> xr.Dataset | None:
+    """What another monitor measured of the members of a group.
+
+    Args:
+        record: The record that the group is of.
+        kind: Class name of the other monitor. Where it wrote several groups, the first one counts that has any of the
+            members.
+        group: The group.
+
+    Returns:
+        The other group with the members of `group`, in their order, NaN for members that it does not have, at steps of
+        its own; None when it has none of them.
+    """
+    members = member_labels(group)
+    for other in groups_of_kind(record, kind).values():
+        if "member" in other.dims and np.isin(members, member_labels(other)).any():
+            return other.reindex(member=members)
+    return None
 
 
 def run_in_title(group: xr.Dataset) -> str:
@@ -155,7 +193,8 @@ class Clock:
     """Steps, and their translation into the papers' epochs.
 
     Attributes:
-        steps_per_epoch: Optimizer steps in one epoch; 0 when unknown, and then everything is told in steps.
+        steps_per_epoch: Optimizer steps in one epoch; 0 when unknown, or when a step is an epoch, and then everything
+            is told in steps.
     """
 
     steps_per_epoch: int
@@ -163,7 +202,8 @@ class Clock:
     @classmethod
     def of(cls, record: xr.DataTree) -> "Clock":
         """The clock of a record, from its attribute `steps_per_epoch`."""
-        return cls(int(record.attrs.get("steps_per_epoch", 0)))
+        steps = int(record.attrs.get("steps_per_epoch", 0))
+        return cls(steps if steps > 1 else 0)
 
     @property
     def unit(self) -> str:
@@ -310,6 +350,134 @@ def read_onsets(record: xr.DataTree, members: NDArray[Any]) -> Onsets | None:
     known = table("last_step", math.nan)
     looked_for = {event: np.isfinite(last) | ("last_step" not in group) for event, last in known.items()}
     return Onsets(table("step", math.nan), table("last_step", fallback), table("resolution", math.nan), looked_for)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One group of a record, with what is needed to draw it over time.
+
+    Attributes:
+        group: The group.
+        clock: The clock of the record.
+        onsets: The onsets of the members; None when they were not looked for.
+    """
+
+    group: xr.Dataset
+    clock: Clock
+    onsets: Onsets | None
+
+    @classmethod
+    def of(cls, record: xr.DataTree, group: xr.Dataset) -> "Measured":
+        """A group, or a part of one, and what its record says of its members."""
+        return cls(group, Clock.of(record), read_onsets(record, member_labels(group)))
+
+    @property
+    def steps(self) -> NDArray[np.int64]:
+        """Measured steps, `(T,)`."""
+        return np.asarray(self.group["step"].values)
+
+    @property
+    def time(self) -> NDArray[np.float64]:
+        """Measured steps in the unit of the time axes, `(T,)`."""
+        return self.clock.time(self.steps)
+
+    def values(self, name: str, **labels: str) -> NDArray[np.float64]:
+        """An array at labels of its other dimensions: `(T, E)`; all NaN where the group does not have it."""
+        return curve_of(self.group, name, **labels)
+
+
+def curve_of(group: xr.Dataset, name: str, **labels: str) -> NDArray[np.float64]:
+    """An array over time, of every member, at labels of its other dimensions.
+
+    Args:
+        group: A group with the dimensions `step` and `member`.
+        name: Name of the array, over `step`, `member` and the dimensions of `labels` in any order.
+        **labels: The label wanted along each other dimension.
+
+    Returns:
+        `(T, E)`; all NaN where the group has no such array or label.
+    """
+    shape = (group.sizes["step"], group.sizes["member"])
+    if name not in group or any(label not in labels_along(group, dim) for dim, label in labels.items()):
+        return np.full(shape, np.nan)
+    return np.asarray(group[name].sel(labels).transpose("step", "member").values, dtype=np.float64)
+
+
+def curves_along(group: xr.Dataset, name: str, dim: str) -> NDArray[np.float64]:
+    """An array over time, of every member, along one other dimension.
+
+    Args:
+        group: A group with the dimensions `step` and `member`.
+        name: Name of the array, over `step`, `member` and `dim` in any order; of numbers or bools.
+        dim: The other dimension, of length K.
+
+    Returns:
+        `(T, E, K)`; all NaN where the group has no such array.
+    """
+    if name not in group:
+        return np.full((group.sizes["step"], group.sizes["member"], group.sizes.get(dim, 0)), np.nan)
+    return np.asarray(group[name].transpose("step", "member", dim).values, dtype=np.float64)
+
+
+def measured_where(values: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Where each member has any value along another dimension: `(T, E)`, from `(T, E, K)`."""
+    return np.asarray(np.isfinite(values).any(axis=2))
+
+
+def last_rows(measured: NDArray[np.bool_]) -> NDArray[np.intp]:
+    """Where along `step` each member was measured last: `(E,)` from where it was measured, `(T, E)`; −1 for never."""
+    if not len(measured):
+        return np.full(measured.shape[1], -1)
+    last = len(measured) - 1 - measured[::-1].argmax(axis=0)
+    return np.where(measured.any(axis=0), last, -1)
+
+
+def reached_the_end(group: xr.Dataset, measured: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Which members were measured at the last step at which any member of their run was: one that diverged was not.
+
+    Args:
+        group: The group, of one run or joined.
+        measured: Where each member was measured, `(T, E)`.
+
+    Returns:
+        `(E,)`.
+    """
+    last = last_rows(measured)
+    runs = group[RUN].values if RUN in group.coords else np.zeros(len(last))
+    return np.array([row >= 0 and row == last[runs == run].max() for row, run in zip(last, runs, strict=True)], bool)
+
+
+def at_the_end(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Each member's value at the last step at which any member of one run has one.
+
+    Args:
+        values: `(T, E)`, of one run.
+
+    Returns:
+        `(E,)`; NaN for a member without a value at that step.
+    """
+    measured = np.flatnonzero(np.isfinite(values).any(axis=1))
+    return values[measured[-1]] if measured.size else np.full(values.shape[1], np.nan)
+
+
+def spread_over_settings(group: xr.Dataset, measured: NDArray[np.bool_], most: int) -> list[int]:
+    """Members to show one by one, where there is no room for all: fair to the settings, not chosen by what they did.
+
+    Args:
+        group: The group.
+        measured: Which members have anything to show, `(E,)`.
+        most: How many to show at most.
+
+    Returns:
+        Their positions, in the order of the settings: the first member of each setting, then the second ones, and so on
+        until `most` are chosen; of more settings than that, settings evenly spaced in their order.
+    """
+    rows = [[int(member) for member in setting.members if measured[member]] for setting in settings(group)]
+    rows = [row for row in rows if row]
+    if len(rows) > most:
+        return [rows[i][0] for i in np.linspace(0, len(rows) - 1, most).round().astype(int)]
+    turns = sorted((turn, place) for place, row in enumerate(rows) for turn in range(len(row)))
+    return [rows[place][turn] for turn, place in sorted(turns[:most], key=lambda pair: (pair[1], pair[0]))]
 
 
 def average(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -12,6 +12,7 @@ from matplotlib import colormaps
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
+from matplotlib.collections import QuadMesh
 from matplotlib.colors import Colormap, ListedColormap, LogNorm, Normalize, to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -27,6 +28,7 @@ __all__ = [
     "Palette",
     "add_caption",
     "add_key",
+    "draw_map",
     "draw_mean",
     "draw_step_axis",
     "heighten",
@@ -63,7 +65,7 @@ EVENT_DASHES = {"memorised": "--", "generalised": "-.", "forgotten": ":"}
 
 WIDTH = 7.2
 TITLE, LABEL, TICK, CAPTION = 10.0, 10.0, 9.0, 8.5
-CAPTION_COLUMNS = 108
+CAPTION_COLUMNS = 106
 STRIP = 8.0  # Height in points of a setting's line in the strip of onsets above a panel.
 
 
@@ -212,6 +214,7 @@ def draw_mean(
     dashes: Dashes = "-",
     behind: bool = True,
     band: bool = True,
+    thin: bool = False,
 ) -> None:
     """Draws the mean over members and, behind it, one standard deviation to either side and each member.
 
@@ -227,12 +230,13 @@ def draw_mean(
         dashes: Of the lines.
         behind: Whether members, and their band, are drawn; without them the mean is drawn thinner.
         band: Whether the band is.
+        thin: For what a line of the network is compared with: drawn thinner, and behind such lines.
     """
     mean, deviation = average(values)
     known = np.isfinite(mean)
     if not known.any():
         return
-    width, marker = (1.8 if behind else 1.2), _marker(known)
+    width, marker = (1.0 if thin else 1.8 if behind else 1.2), _marker(known)
     axes.plot(
         time[known],
         mean[known],
@@ -240,8 +244,9 @@ def draw_mean(
         linestyle=dashes,
         linewidth=width,
         marker=marker,
+        markersize=2.5 if thin else None,
         label=label,
-        zorder=4,
+        zorder=3 if thin else 4,
     )
     if not behind or values.shape[1] == 1:
         return
@@ -270,6 +275,47 @@ def draw_mean(
 def _marker(known: NDArray[np.bool_]) -> str | None:
     """A single measurement has no line to be seen by."""
     return "o" if known.sum() == 1 else None
+
+
+def draw_map(
+    axes: Axes,
+    time: NDArray[np.float64],
+    rows: NDArray[np.float64],
+    values: NDArray[np.float64],
+    colours: Colormap,
+    norm: Normalize,
+) -> QuadMesh:
+    """Draws values over time and over something else as colours.
+
+    A cell reaches half-way to its neighbours: in the logarithm of time, and to the first measurement linearly, as the
+    axis of `draw_step_axis` is.
+
+    Args:
+        axes: Where to.
+        time: Moments in the unit of the time axis, `(T,)`, rising, T at least 1.
+        rows: Where each row has its middle on the y axis, `(K,)`, evenly spaced.
+        values: `(T, K)`; cells that are NaN are grey.
+        colours: The colours.
+        norm: What maps values to them.
+
+    Returns:
+        What a colour bar needs.
+    """
+    half = 0.5 if len(rows) < 2 else float(rows[1] - rows[0]) / 2
+    edges = np.append(rows - half, rows[-1:] + half)
+    cmap = colours.with_extremes(bad="#e4e4e4")
+    return axes.pcolormesh(
+        _time_edges(time), edges, np.ma.masked_invalid(values.T), cmap=cmap, norm=norm, rasterized=True
+    )
+
+
+def _time_edges(time: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Where the cells of a map begin and end, `(T + 1,)`; the first and the last are cut at their moments."""
+    if len(time) == 1:
+        return np.array([0.0, 1.0]) if time[0] <= 0 else time[0] * np.array([0.5, 2.0])
+    before, after = time[:-1], time[1:]
+    between = np.where(before > 0, np.sqrt(np.maximum(before, 0) * after), after / 2)
+    return np.concatenate([time[:1], between, time[-1:]])
 
 
 def say_in(axes: Axes, text: str) -> None:

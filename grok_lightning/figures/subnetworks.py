@@ -16,8 +16,8 @@ from grok_lightning.figures.reading import (
     EVENTS,
     Clock,
     Onsets,
+    curve_of,
     groups_of_kind,
-    labels_along,
     member_labels,
     neurons_of,
     parts_of_kind,
@@ -94,11 +94,7 @@ class _Compared:
 
     def values(self, name: str, **labels: str) -> NDArray[np.float64]:
         """An array at labels of its other dimensions: `(T, E)`; all NaN where the group does not have it."""
-        shape = (self.group.sizes["step"], self.group.sizes["member"])
-        if name not in self.group or any(label not in labels_along(self.group, dim) for dim, label in labels.items()):
-            return np.full(shape, np.nan)
-        array = self.group[name].sel(labels).transpose("step", "member")
-        return np.asarray(array.values, dtype=np.float64)
+        return curve_of(self.group, name, **labels)
 
     def curves(self, name: str, dim: str, **labels: str) -> dict[str, NDArray[np.float64]]:
         """An array for each set along `dim` of which anything was measured: `(T, E)` each."""

@@ -399,7 +399,8 @@ class TransformerNetwork(Network):
             lens.load_state_dict(weights, strict=False)
             logits = lens(tokens)[:, -1]
 
-        In version 4, which has that class no longer::
+        In version 4, which has that class no longer, with ``convert_tl_checkpoint`` from
+        ``transformer_lens.utilities.tl_checkpoint_conversion``::
 
             lens = TransformerBridge.boot_native(config, device=config["device"], dtype=config["dtype"])
             lens.load_state_dict(convert_tl_checkpoint(weights, lens.cfg))

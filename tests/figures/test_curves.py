@@ -7,7 +7,13 @@ import xarray as xr
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from grok_lightning.figures import FIGURES, available, draw_curves, found_curves, groups_of_kind
-from grok_lightning.figures.curves import accuracy_at_memorisation, delay_sentence, last_accuracy, onset_sentences
+from grok_lightning.figures.curves import (
+    accuracy_at_memorisation,
+    delay_sentence,
+    last_accuracy,
+    onset_sentences,
+    swapped_share,
+)
 from grok_lightning.figures.reading import Clock, average, by_run, read_onsets, settings, values_at
 from grok_lightning.figures.style import log_ticks, remove_caption, tick_text
 from grok_lightning.figures.words import capital, decimals, listing, number, spread
@@ -93,9 +99,10 @@ def test_a_first_measurement_within_the_first_epoch_is_told_as_a_step():
     assert "linear from 0 to step 1)" in accuracy.get_xlabel()
 
 
-def test_without_steps_per_epoch_time_is_told_in_steps():
+@pytest.mark.parametrize("steps_per_epoch", [0, 1], ids=["unknown", "a step is an epoch"])
+def test_where_epochs_say_nothing_time_is_told_in_steps(steps_per_epoch):
     record = synthetic.parity_record()
-    record.attrs["steps_per_epoch"] = 0
+    record.attrs["steps_per_epoch"] = steps_per_epoch
     figure = is_drawn(draw_curves(record))
     assert "optimizer step" in figure.axes[0].get_xlabel()
     assert line(figure.axes[0], "accuracy train").get_xdata()[-1] == 9600
@@ -246,6 +253,75 @@ def test_accuracy_against_uncorrupted_labels_is_drawn_where_it_was_measured():
     accuracy, _ = is_drawn(draw_curves(noisy)).axes
     expected = 0.9 * curves.accuracy.sel(split="train").values.mean(axis=1)
     np.testing.assert_allclose(line(accuracy, "true_accuracy train").get_ydata(), expected)
+
+
+# ---- rows whose swap was trained on ----------------------------------------------------------------------------------
+
+
+def test_the_baseline_of_commutativity_is_the_median_share_of_held_out_rows_whose_swap_was_trained_on():
+    record = synthetic.modular_record()
+    curves = record["curves"].to_dataset()
+    accuracy, loss = is_drawn(draw_curves(record)).axes
+    share = 1 - curves.unpaired_share.values[0]
+    assert np.ptp(share) > 0.005
+    baseline = line(accuracy, "accuracy baseline")
+    assert set(baseline.get_ydata()) == {np.median(share)}
+    assert baseline.get_linestyle() == "--"
+    unpaired = line(accuracy, "accuracy held_out_unpaired")
+    np.testing.assert_allclose(unpaired.get_ydata(), curves.accuracy.sel(split="held_out_unpaired").mean("member"))
+    assert unpaired.get_linestyle() == ":"
+    assert unpaired.get_linewidth() < line(accuracy, "accuracy held_out").get_linewidth()
+    assert not [entry for entry in loss.get_lines() if "unpaired" in str(entry.get_label())]
+    key = [text.get_text() for text in draw_curves(record).legends[0].get_texts()]
+    assert {"held-out, swap held out too", "share with swap trained on"} <= set(key)
+    found = found_curves(record)
+    assert "a share of 0.300 (median; range 0.296 to 0.303) has its swap (b, a) among the rows trained on" in found
+    assert "if the operation is commutative" in found
+    assert "whose swap was held out too, accuracy at step 12000 was" in found
+
+
+def test_each_setting_has_a_baseline_of_its_own():
+    share = [0.3, 0.3, 0.6, 0.6]
+    record = synthetic.modular_record(members=4, coordinates={"train_fraction": share})
+    curves = record["curves"].to_dataset()
+    known = xr.zeros_like(curves.unpaired_share) + 1 - xr.DataArray(share, dims="member")
+    accuracy, _ = is_drawn(draw_curves(replaced(record, curves=curves.assign(unpaired_share=known)))).axes
+    for value in (0.3, 0.6):
+        drawn = line(accuracy, f"accuracy baseline train_fraction = {value}")
+        np.testing.assert_allclose(drawn.get_ydata(), value)
+
+
+def test_nothing_is_said_of_swapped_rows_where_there_are_none():
+    full = synthetic.modular_record(share=1.0, members=2)
+    joined = join_records(
+        {"modular": synthetic.modular_record(members=2), "parity": synthetic.parity_record(members=2)}
+    )
+    for record in (full, synthetic.parity_record()):
+        labels = [str(entry.get_label()) for entry in is_drawn(draw_curves(record)).axes[0].get_lines()]
+        assert not [label for label in labels if "baseline" in label or "unpaired" in label]
+        assert "swap" not in found_curves(record)
+        assert not re.search(r"\bnan\b", found_curves(record))
+    assert np.isnan(swapped_share(full["curves"].to_dataset())).all()
+    labels = [str(entry.get_label()) for entry in is_drawn(draw_curves(joined)).axes[0].get_lines()]
+    assert "accuracy baseline modular" in labels
+    assert "accuracy baseline parity" not in labels
+    assert "swap" not in found_curves(joined).split("parity: ")[1]
+
+
+def test_two_kinds_of_thin_line_are_told_apart():
+    record = synthetic.modular_record(members=4, coordinates={"weight_decay": [1.0, 1.0, 2.0, 2.0]})
+    curves = record["curves"].to_dataset()
+    noisy = replaced(record, curves=curves.assign(true_accuracy=curves.accuracy * 0.9))
+    accuracy, _ = is_drawn(draw_curves(noisy)).axes
+    names = ("accuracy held_out_unpaired", "true_accuracy train", "accuracy held_out", "accuracy baseline")
+    assert len({line(accuracy, f"{name} weight_decay = 1").get_linestyle() for name in names}) == 4
+
+
+def test_an_accuracy_axis_has_room_for_the_baseline():
+    record = synthetic.modular_record(members=2)
+    curves = record["curves"].to_dataset().sel(step=[12000])
+    low, _ = is_drawn(draw_curves(replaced(record, curves=curves))).axes[0].get_ylim()
+    assert low < 0.29
 
 
 # ---- words -----------------------------------------------------------------------------------------------------------
@@ -449,10 +525,13 @@ def test_several_groups_of_curves_get_a_row_each():
 
 
 def test_captions_say_how_to_read_and_what_was_found():
-    record = synthetic.parity_record()
-    for spec in FIGURES:
-        caption = spec.draw(record).get_supxlabel().replace("\n", " ")
-        assert caption == f"{spec.how_to_read} {spec.found(record)}"
+    drawn = set()
+    for record in (synthetic.parity_record(), synthetic.modular_record(members=2)):
+        for spec in available(record):
+            caption = spec.draw(record).get_supxlabel().replace("\n", " ")
+            assert caption == f"{spec.how_to_read} {spec.found(record)}"
+            drawn.add(spec)
+    assert drawn == set(FIGURES)
 
 
 def test_taking_the_caption_away_takes_its_room_away():
@@ -468,7 +547,7 @@ def test_taking_the_caption_away_takes_its_room_away():
 def test_nothing_overlaps_in_the_figures():
     joined = joined_with_other_steps()[1]
     for record in (synthetic.parity_record(), synthetic.sweep_record(), synthetic.sweep_record(12, 2), joined):
-        for spec in FIGURES:
+        for spec in available(record):
             figure = spec.draw(record)
             canvas = FigureCanvasAgg(figure)
             canvas.draw()

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from grok_lightning.networks import MemberLinear, draw_default, lead_with_members
+from grok_lightning.networks import MemberEmbedding, MemberLayerNorm, MemberLinear, draw_default, lead_with_members
 from grok_lightning.population import stream
 
 
@@ -27,7 +27,7 @@ def as_linear(layer, e):
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("sizes", [(3, 5, 4), (1, 5, 4), (4, 1, 1), (2, 7, 1)])
-@pytest.mark.parametrize("n_rows", [0, 1, 6])
+@pytest.mark.parametrize("n_rows", [0, 1, 5, 6, 7, 8, 40])  # from where there are more rows than features, Wᵀ
 def test_every_member_is_the_linear_layer_that_it_holds(sizes, bias, n_rows):
     layer = drawn(sizes, bias)
     generator = torch.Generator().manual_seed(1)
@@ -133,3 +133,71 @@ def test_other_ranks_and_another_number_of_members_are_refused_with_both_shapes(
     with pytest.raises(ValueError, match=r"\(E, B.* with E = 3, got") as error:
         lead_with_members(torch.zeros(shape), 3, row_rank)
     assert str(tuple(shape)) in str(error.value)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_many_rows_and_few_are_mapped_alike(bias):
+    """A layer of 5 features into 4 writes its product another way for 6 rows than for 5."""
+    layer = drawn((3, 5, 4), bias)
+    x = torch.randn(3, 6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(layer(x)[:, :5], layer(x[:, :5]), rtol=1e-13, atol=1e-14)
+
+
+def filled(layer, seed=0):
+    """The layer in float64 with parameters from N(0, 1)."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in layer.double().parameters():
+            p.copy_(torch.randn(p.shape, dtype=torch.float64, generator=generator))
+    return layer
+
+
+@pytest.mark.parametrize("n_members", [1, 3])
+@pytest.mark.parametrize("shape", [(6,), (6, 4), (0,), (1, 1), ()])
+def test_every_member_is_the_embedding_that_it_holds(shape, n_members):
+    layer = filled(MemberEmbedding(n_members, 5, 2))
+    tokens = torch.randint(5, (n_members, *shape), generator=torch.Generator().manual_seed(1))
+    vectors = layer(tokens)
+    assert vectors.shape == (n_members, *shape, 2)
+    vectors.pow(3).sum().backward()
+    for e in range(n_members):
+        embedding = nn.Embedding(5, 2).double()
+        embedding.load_state_dict({name: value[e] for name, value in layer.state_dict().items()})
+        expected = embedding(tokens[e])
+        expected.pow(3).sum().backward()
+        assert torch.equal(vectors[e], expected)
+        torch.testing.assert_close(layer.weight.grad[e], embedding.weight.grad, rtol=1e-13, atol=1e-14)
+
+
+def test_an_embedding_says_its_sizes():
+    assert "n_members=3, n_tokens=5, d_model=2" in repr(MemberEmbedding(3, 5, 2))
+
+
+@pytest.mark.parametrize("n_members", [1, 3])
+@pytest.mark.parametrize("eps", [1e-5, 0.1])
+@pytest.mark.parametrize("shape", [(6, 5), (2, 3, 5), (0, 5), (5,), (4, 1)])
+def test_every_member_is_the_layer_norm_that_it_holds(shape, eps, n_members):
+    layer = filled(MemberLayerNorm(n_members, shape[-1], eps))
+    generator = torch.Generator().manual_seed(1)
+    # Far from 0, where a variance from sums of squares would lose its digits.
+    x = (100 + torch.randn(n_members, *shape, dtype=torch.float64, generator=generator)).requires_grad_()
+    y = layer(x)
+    assert y.shape == x.shape
+    y.pow(3).sum().backward()
+    for e in range(n_members):
+        norm, own = nn.LayerNorm(shape[-1], eps).double(), x[e].detach().requires_grad_()
+        norm.load_state_dict({name: value[e] for name, value in layer.state_dict().items()})
+        expected = norm(own)
+        expected.pow(3).sum().backward()
+        torch.testing.assert_close(y[e], expected, rtol=1e-12, atol=1e-13)
+        torch.testing.assert_close(x.grad[e], own.grad, rtol=1e-9, atol=1e-10)
+        for p, q in zip(layer.parameters(), norm.parameters(), strict=True):
+            torch.testing.assert_close(p.grad[e], q.grad, rtol=1e-9, atol=1e-10)
+
+
+def test_a_layer_norm_begins_as_torchs():
+    layer, norm = MemberLayerNorm(3, 5), nn.LayerNorm(5)
+    assert layer.eps == norm.eps
+    for e in range(3):
+        assert torch.equal(layer.weight[e], norm.weight)
+        assert torch.equal(layer.bias[e], norm.bias)
