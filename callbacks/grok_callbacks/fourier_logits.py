@@ -24,6 +24,7 @@ from .functional.fourier_logits import (
     group_of,
     kept_logits,
     key_frequencies,
+    lookup_table,
     mean_over,
     neuron_frequencies,
     residual,
@@ -76,22 +77,27 @@ class FourierLogitSplitter(Monitor):
 
     The paper's measures are partly arithmetic: a lookup table of the training rows, which knows no trigonometry, has a
     trigonometric share of √α, where α is the share of the pairs that it covers, a trigonometric logit αL and a
-    memorising logit (1 − α)L, where L is its logit. :func:`grok_callbacks.functional.lookup_table` says what it has of
-    everything that is measured here, from ``train_share`` and ``correct``, so that every curve can stand beside its
-    null model. Measures over held-out rows alone are free of it.
+    memorising logit (1 − α)L, where L is its logit. What it has (:func:`grok_callbacks.functional.lookup_table`, with
+    the network's own L and the labels of its rows) is recorded beside what the network has, so that every curve can
+    stand beside its null model. Measures over held-out rows alone are free of it; without key frequencies, of which it
+    has none, the restricted loss is about log n and the excluded loss is the loss.
 
     Leaves, with dimensions ``(step, member, ...)``, NaN wherever something is not determined (no held-out rows, a
     network that has diverged):
 
     - ``train_share``: share α of the pairs that are trained on.
     - ``correct`` (rows: all, train, held_out): mean logit of the right label. Right on training rows is the label that
-      they have, elsewhere what the operation says; so in everything below.
+      the data give, without noise where they know it, random where all are; elsewhere what the operation says; so in
+      everything below.
     - ``trigonometric`` (over: all, held_out): trigonometric logit of what the operation says, from coset means over all
       rows (the paper's), or over held-out rows only.
     - ``memorising`` (rows): mean memorising logit of the right label.
     - ``memorising_wrong`` (rows): mean over rows of the largest memorising logit of a wrong label.
     - ``share``, ``share_squared`` (over): share of the norm, and of the squared norm, that is trigonometric.
     - ``power`` (frequency): each frequency's share of the squared norm; frequencies are 1 ... n//2.
+    - ``table_share``, ``table_trigonometric``, ``table_memorising`` (on training rows), ``table_power`` (frequency):
+      what a lookup table of the training rows has instead of ``share``, ``trigonometric``, ``memorising`` and
+      ``power``.
     - ``key`` (frequency): whether it stands out (:func:`key_frequencies`).
     - ``restricted_loss``: cross-entropy, in nats, over all pairs, of the logits with the key frequencies alone; labels
       are those of the operation. ``excluded_loss``: over the training rows, of the logits without them. Nanda et al.
@@ -143,6 +149,10 @@ class FourierLogitSplitter(Monitor):
         "share": ("over",),
         "share_squared": ("over",),
         "power": ("frequency",),
+        "table_share": (),
+        "table_trigonometric": (),
+        "table_memorising": (),
+        "table_power": ("frequency",),
         "key": ("frequency",),
         "restricted_loss": (),
         "excluded_loss": (),
@@ -336,7 +346,7 @@ class FourierLogitSplitter(Monitor):
         if agreeing < 0.5:
             rank_zero_info(
                 f"{self.name}: {float(agreeing):.0%} of the labels of training rows are those of {self.operation} "
-                f"modulo {self.modulus}; right there is what the labels say, elsewhere what the operation says"
+                f"modulo {self.modulus}; right there is what the data say, elsewhere what the operation says"
             )
         trained[where] = True
         labels[where] = label[inside]
@@ -547,15 +557,21 @@ def _split(cube: Tensor, rows: _TrainingRows) -> dict[str, Tensor]:
     def means(values: Tensor) -> Tensor:
         return torch.stack([mean_over(values.double(), part) for part in parts], dim=-1)
 
+    right = means(correct)
+    table = lookup_table(rows.trained, rows.labels, right[..., ROWS.index("train")])
     return {
         "train_share": rows.trained.double().mean(dim=(-2, -1)),
-        "correct": means(correct),
+        "correct": right,
         "trigonometric": torch.stack([logits[..., 0] for logits in trigonometric], dim=-1),
         "memorising": means(rest.right),
         "memorising_wrong": means(rest.wrong),
         "share": squared.sqrt(),
         "share_squared": squared,
         "power": power,
+        "table_share": table.share,
+        "table_trigonometric": table.trigonometric,
+        "table_memorising": table.memorising_train,
+        "table_power": table.power,
         "key": key,
         "restricted_loss": restricted_loss(everywhere, key),
         "excluded_loss": excluded_loss(cube, rows.labels, parts[1], kept_logits(everywhere, key)),

@@ -88,14 +88,8 @@ class _Circuits:
 
     @property
     def table(self) -> dict[str, NDArray[np.float64]]:
-        """What a pure lookup table of the rows trained on would give, `(T, E)` each.
-
-        For a share α of all rows, and their mean centred correct logit L: trigonometric αL, memorising (1 − α)L,
-        trigonometric share of the norm √α.
-        """
-        share = self.measured.values("train_share")
-        logit = self.measured.values("correct", rows="train")
-        return {"trigonometric": share * logit, "memorising": (1 - share) * logit, "share": np.sqrt(share)}
+        """What a pure lookup table of the rows trained on, with the same logit on them, would give, `(T, E)` each."""
+        return {name: self.measured.values(f"table_{name}") for name in ("trigonometric", "memorising", "share")}
 
     @property
     def trigonometric(self) -> NDArray[np.float64]:
@@ -117,10 +111,10 @@ def draw_circuits(record: xr.DataTree) -> Figure:
     interval in which both logits rise while the norm falls is found (`rise_while_falling`); every member is drawn.
 
     Args:
-        record: A record with a group of kind `FourierLogitSplitter`: `train_share` over `(step, member)`, `correct`,
-            `memorising` and `memorising_wrong` over `(step, member, rows)`, `trigonometric` and `share` over `(step,
-            member, over)`, each in any order. NaN is passed over. The norm is that of a group of kind `ParameterNorm`;
-            onsets are marked where a group of kind `Onset` exists.
+        record: A record with a group of kind `FourierLogitSplitter`: `table_trigonometric`, `table_memorising` and
+            `table_share` over `(step, member)`, `memorising` and `memorising_wrong` over `(step, member, rows)`,
+            `trigonometric` and `share` over `(step, member, over)`, each in any order. NaN is passed over. The norm is
+            that of a group of kind `ParameterNorm`; onsets are marked where a group of kind `Onset` exists.
 
     Returns:
         The figure, with its caption.

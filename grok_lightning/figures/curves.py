@@ -420,8 +420,8 @@ def _swap_sentences(clock: Clock, group: xr.Dataset) -> list[str]:
     if share.size:
         sentences.append(
             f"Of the held-out rows (a, b), a share of {spread(share, '{:.3f}'.format)} has its swap (b, a) among the "
-            "rows trained on: the accuracy, if the operation is commutative, of a network that gives swapped rows the "
-            "same label and knows no more."
+            "rows trained on: the accuracy, where labels are those of a commutative operation, of a network that "
+            "gives swapped rows the same label and knows no more."
         )
     end, step = last_accuracy(group, UNPAIRED)
     if step is not None:

@@ -19,8 +19,6 @@ from numpy.typing import NDArray
 from grok_lightning.figures.panels import Look, draw_looks, name_panel
 from grok_lightning.figures.reading import (
     Measured,
-    at_the_end,
-    curve_of,
     curves_along,
     groups_of_kind,
     last_rows,
@@ -71,9 +69,9 @@ FLOOR = 1e-4
 TITLE_COLUMNS = 42
 
 HOW_TO_READ = (
-    "Share of each frequency in the power of the centred logits, one member a panel (log colour scale; k and p - k are "
-    "one frequency). Triangles: key frequencies at the end, that is shares above 0.005 and above ten times the median "
-    "over frequencies, unless the run set other limits. Last panel: their number over time, mean over members and "
+    "Share of each frequency in the power of the centred logits, one member a panel (log colour scale; k and n - k are "
+    "one frequency in a group of n elements). Triangles: key frequencies at the end, that is shares above 0.005 and "
+    "above ten times the median over frequencies. Last panel: their number over time, mean over members and "
     "single members."
 )
 
@@ -248,9 +246,8 @@ def _sentences(group: xr.Dataset) -> list[str]:
     held = [float(end[np.isin(labels, key)].sum()) for end, key in zip(ends, keys, strict=True) if len(key)]
     if held:
         sentences.append(f"Together they hold a share of {spread(held, decimals)} of the logits' power.")
-    share = at_the_end(curve_of(group, "train_share"))
-    if np.isfinite(share).any():
-        # Exact for odd orders of the group; for even ones the last frequency holds half as much as the others.
-        each = number(float(np.nanmedian(share)) / n)
+    tables = curves_along(group, "table_power", "frequency")[last[members], members]
+    if np.isfinite(tables).any():
+        each = number(float(np.nanmedian(tables)))
         sentences.append(f"In a lookup table of the same rows every frequency would hold a share of about {each}.")
     return sentences

@@ -102,7 +102,9 @@ def _draw_group(figure: Figure, grid: NDArray[Any], record: xr.DataTree, group: 
     losses = {name: measured.values(name) for name in ("restricted_loss", "excluded_loss")}
     axes = grid[0, 0]
     learning = partner_of_kind(record, "LearningCurves", group)
-    curves = {} if learning is None else {split: curve_of(learning, "loss", split=split) for split in LOSSES}
+    curves = (
+        {} if learning is None else {split: curve_of(learning, "loss", split=split) for split in ("train", "held_out")}
+    )
     scale_loss(axes, np.concatenate([values.ravel() for values in (*losses.values(), *curves.values())]))
     if learning is not None:
         known = np.isfinite(np.stack([*curves.values()])).any(axis=(0, 2))

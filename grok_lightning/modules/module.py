@@ -413,7 +413,7 @@ class GrokModule(LightningModule, ABC):
             rows = rows._replace(targets=rows.targets.expand(logits.shape[0], -1))
         if not self._rows_checked:
             check_labels(rows.targets, logits.shape[-1])
-            self._rows_checked = True
+            self._rows_checked = rows.targets.numel() > 0
         return logits, rows
 
     def _check_inputs(self, inputs: Tensor) -> None:

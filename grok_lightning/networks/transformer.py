@@ -242,7 +242,7 @@ class TransformerNetwork(Network):
                 f"expected inputs (B, {self.n_positions}) shared by all members or (E, B, {self.n_positions}) with "
                 f"E = {self.n_members}, got {tuple(inputs.shape)}"
             )
-        return shared
+        return shared.long()
 
     def _leads(self, inputs: Tensor) -> bool:
         return inputs.shape[0] == self.n_members
@@ -330,7 +330,7 @@ class TransformerNetwork(Network):
 
     def _pairs(self, position: int, column: Tensor) -> Tensor:
         """Return the residual stream of a position with each token, ``(E, n_tokens or 1, d_model)``."""
-        embedded = self.embed.weight if column.ndim else self.embed.weight[:, int(column) :][:, :1]
+        embedded = self.embed.weight if column.ndim else self.embed.weight.index_select(1, column.reshape(1))
         return embedded + self.positions.weight[:, position : position + 1]
 
     # ---- the textbook way ----------------------------------------------------------------------------------------

@@ -123,7 +123,10 @@ class ModularArithmetic(Task):
     def label(self, inputs: Tensor) -> Tensor:
         """Return the results ``(N,)``, int64 in [0, p), of rows ``(N, 4)`` of the table."""
         x, y = inputs[:, 0], inputs[:, 2]
-        result = self._rule.result(x, y, self.p)
+        try:
+            result = self._rule.result(x, y, self.p)
+        except Exception as error:
+            raise ValueError(f"operation: {self._rule.formula} fails as (x, y, p) -> z: {error}") from error
         if not isinstance(result, Tensor) or result.dtype != torch.int64 or result.shape != x.shape:
             got = f"{result.dtype} {tuple(result.shape)}" if isinstance(result, Tensor) else type(result).__name__
             raise ValueError(
@@ -157,6 +160,6 @@ def _rule(operation: Operation | str) -> Rule:
         return Rule(getattr(operation, "__name__", type(operation).__name__), operation)
     if operation in OPERATIONS:
         return OPERATIONS[operation]
-    near = difflib.get_close_matches(operation, OPERATIONS, n=1)
+    near = difflib.get_close_matches(str(operation), OPERATIONS, n=1)
     meant = f"; did you mean {near[0]}?" if near else ""
     raise ValueError(f"operation: expected one of {', '.join(OPERATIONS)} or a function, got '{operation}'{meant}")

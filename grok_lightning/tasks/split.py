@@ -93,12 +93,12 @@ def split_rows(
         raise ValueError(
             f"split: symmetric needs a task that knows each row's swap, and {type(task).__name__} does not"
         )
-    if n_held_out is not None and size is not None:
-        n_held_out = min(n_held_out, size - train_size)
     suffix = "" if nested else f" of {train_size}"
     subsets = {}
     if table is None:
         assert n_held_out is not None
+        if size is not None:
+            n_held_out = min(n_held_out, size - train_size)
         inputs = draw_distinct(task, train_size, stream(seed, f"training rows{suffix}"), without=None)
         held_out = draw_distinct(task, n_held_out, stream(seed, "held-out rows"), without=inputs)
     else:

@@ -582,47 +582,56 @@ def neuron_frequencies(sums: GridSums) -> NeuronFrequencies:
 class LookupTable(NamedTuple):
     """What the measures are for a network that is a lookup table of its training rows and nothing else, ``(...)`` each.
 
+    For a share α of all rows and a logit L, where all labels are the operation's:
+
     Attributes:
         share: Trigonometric share over all rows, √α.
-        share_squared: α.
-        trigonometric: Trigonometric logit at the right label, αL.
-        memorising_train: Mean residual at the right label, on training rows, (1 − α)L.
+        trigonometric: Trigonometric logit of the operation's label, αL.
+        memorising_train: Mean residual at the row's label, on training rows, (1 − α)L.
         memorising_held_out: On held-out rows, −αL.
-        ratio: Trigonometric logit by memorising one on training rows, α/(1 − α).
         power: Share of every frequency, ``(..., n//2)``: 2α/(n − 1), and half of that for k = n/2.
 
     """
 
     share: Tensor
-    share_squared: Tensor
     trigonometric: Tensor
     memorising_train: Tensor
     memorising_held_out: Tensor
-    ratio: Tensor
     power: Tensor
 
 
-def lookup_table(train_share: Tensor, correct: Tensor, n: int) -> LookupTable:
+def lookup_table(rows: Tensor, labels: Tensor, correct: Tensor) -> LookupTable:
     """Return the null model of the measures of Varma et al. 2023 (arXiv 2309.02390, appendix B).
 
-    A lookup table has, on the rows that it covers, the logit L at the right label and −L/(n − 1) at all others, and 0
-    everywhere else. It knows nothing of trigonometry; what follows is arithmetic. Over held-out rows alone all its
-    measures are 0 or undefined.
+    A lookup table has, on the rows that it covers, the logit L at the row's label and −L/(n − 1) at all others, and 0
+    everywhere else. It knows nothing of trigonometry; what follows is arithmetic: where a + b − c is the same in many
+    rows, the projection finds it. Where labels are random there is next to nothing to find. Over held-out rows alone
+    all its measures are 0 or undefined.
 
     Args:
-        train_share: Share α of all rows that it covers.
-        correct: Mean centred logit L of the right label on these.
-        n: Size of the group.
+        rows: Which rows it covers, ``(..., n, n)``, bool; those whose label has no place are left out.
+        labels: ``(..., n, n)``, int64, 0 ... n − 1; −1 for one that has no place.
+        correct: L, ``(...)``: for the null model of a network, its mean centred logit of the right label on the rows.
+
+    Returns:
+        In float64; NaN where no row is covered.
 
     """
-    rest = 1 - train_share
-    of_each = n / (_squared_norms(n, train_share) * max(n - 1, 1))
+    n = rows.shape[-1]
+    a, b = _positions(n, rows)
+    covered = (rows & (labels >= 0)).flatten(-2).double()
+    counts = covered.new_zeros(*covered.shape[:-1], n).scatter_add(-1, ((a + b - labels) % n).flatten(-2), covered)
+    total = counts.sum(dim=-1, keepdim=True)
+    # Of a table with L = 1.
+    means = (counts - (total - counts) / max(n - 1, 1)) / n**2
+    logits = trigonometric_logits(means)
+    squares = total * n / max(n - 1, 1)
+    waves, _ = _waves(n, means)
+    correct = correct.double()
     return LookupTable(
-        share=train_share.sqrt(),
-        share_squared=train_share,
-        trigonometric=train_share * correct,
-        memorising_train=rest * correct,
-        memorising_held_out=-train_share * correct,
-        ratio=train_share / rest,
-        power=train_share.unsqueeze(-1) * of_each,
+        share=(logits.square().sum(dim=-1, keepdim=True) * n**2 / squares).squeeze(-1).sqrt(),
+        trigonometric=logits[..., 0] * correct,
+        memorising_train=(1 - (counts * logits).sum(dim=-1) / total.squeeze(-1)) * correct,
+        memorising_held_out=-logits[..., 0] * correct,
+        power=(means @ waves.T).square() / _squared_norms(n, means) * n**2 / squares,
     )

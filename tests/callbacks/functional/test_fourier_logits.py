@@ -629,28 +629,47 @@ def test_lookup_tables_have_what_the_null_model_says(n, share):
     logit = 7.0
     cube = table_of(n, rows, logit)
     torch.testing.assert_close(centre(cube), cube)
-    alpha = rows.double().mean()
-    expected = lookup_table(alpha, torch.tensor(logit, dtype=torch.float64), n)
+    alpha = float(rows.double().mean())
+    expected = lookup_table(rows, labels_of(n), torch.tensor(logit))
     sums = totals(cube)
     logits = trigonometric_logits(coset_means(sums))
     rest = residual(cube, logits, labels_of(n))
     found = {
         "share": trigonometric_share(sums),
-        "share_squared": trigonometric_share(sums, squared=True),
         "trigonometric": logits[0],
         "memorising_train": mean_over(rest.right, rows),
-        "ratio": logits[0] / mean_over(rest.right, rows),
         "power": frequency_power(sums),
     }
     if share < 1:
         found["memorising_held_out"] = mean_over(rest.right, ~rows)
-    else:
-        del found["ratio"]
-        assert expected.ratio == torch.inf
     for name, value in found.items():
         torch.testing.assert_close(value, getattr(expected, name), rtol=1e-9, atol=1e-12, msg=name)
+    assert float(expected.share) == pytest.approx(alpha**0.5)
+    assert float(expected.trigonometric) == pytest.approx(alpha * logit)
+    assert float(expected.memorising_train) == pytest.approx((1 - alpha) * logit, abs=1e-12)
     if n % 2:
-        assert expected.power.tolist() == pytest.approx([float(alpha) * 2 / (n - 1)] * (n // 2))
+        assert expected.power.tolist() == pytest.approx([alpha * 2 / (n - 1)] * (n // 2))
+
+
+@pytest.mark.parametrize("n", [3, 4, 15])
+def test_lookup_tables_of_other_labels_have_what_the_null_model_says(n):
+    """Random labels, one of which has no place: there is next to nothing trigonometric in them."""
+    rows = some_rows(n, seed=4, share=0.7)
+    labels = torch.randint(n, (n, n), generator=torch.Generator().manual_seed(1))
+    labels[0, 0] = -1
+    covered = rows & (labels >= 0)
+    cube = torch.zeros(n, n, n, dtype=torch.float64)
+    cube[covered] = -5.0 / (n - 1)
+    cube[covered] = cube[covered].scatter(-1, labels[covered].unsqueeze(-1), 5.0)
+    expected = lookup_table(rows, labels, torch.tensor(5.0))
+    sums = totals(cube)
+    logits = trigonometric_logits(coset_means(sums))
+    torch.testing.assert_close(trigonometric_share(sums), expected.share)
+    torch.testing.assert_close(logits[0], expected.trigonometric)
+    torch.testing.assert_close(mean_over(residual(cube, logits, labels).right, covered), expected.memorising_train)
+    torch.testing.assert_close(frequency_power(sums), expected.power)
+    if n == 15:
+        assert expected.share < 0.3 < lookup_table(rows, labels_of(n), torch.tensor(5.0)).share
 
 
 def test_lookup_tables_know_nothing_of_held_out_rows():
@@ -661,8 +680,11 @@ def test_lookup_tables_know_nothing_of_held_out_rows():
 
 
 def test_the_null_model_has_members():
-    found = lookup_table(torch.tensor([0.3, 0.5]), torch.tensor([2.0, 4.0]), 6)
-    assert found.power.shape == (2, 3)
-    assert found.trigonometric.tolist() == pytest.approx([0.6, 2.0])
-    assert found.memorising_held_out.tolist() == pytest.approx([-0.6, -2.0])
+    rows = torch.zeros(3, 6, 6, dtype=torch.bool)
+    rows[0, :, :2], rows[1, :, :3] = True, True
+    found = lookup_table(rows, labels_of(6).expand(3, 6, 6), torch.tensor([3.0, 4.0, 5.0]))
+    assert found.power.shape == (3, 3)
+    assert found.trigonometric[:2].tolist() == pytest.approx([1.0, 2.0])
+    assert found.memorising_held_out[:2].tolist() == pytest.approx([-1.0, -2.0])
+    assert found.share[2].isnan(), "a table of no rows"
     assert isinstance(totals(torch.zeros(2, 2, 2)), Totals)
