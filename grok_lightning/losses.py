@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as nnf
 
+from grok_lightning.imports import import_function
+
 __all__ = ["LOSSES", "Loss", "check_labels", "correct", "cross_entropy", "get_loss", "hinge", "squared"]
 
 # Any stands for Tensor: the command line takes a callable that returns a class for a recipe of an instance of it.
@@ -113,7 +115,7 @@ LOSSES: dict[str, Loss] = {
 }
 
 
-def get_loss(loss: Loss | str) -> Loss:
+def get_loss(loss: str | Loss) -> Loss:
     """Return the loss called ``loss``; a function ``(logits (E, B, C), targets (E, B)) -> (E, B)`` is taken as it is.
 
     Raises:
@@ -122,6 +124,8 @@ def get_loss(loss: Loss | str) -> Loss:
     """
     if callable(loss):
         return loss
+    if "." in loss:
+        return import_function(loss, "loss")
     if loss not in LOSSES:
         raise ValueError(f"loss: expected one of {', '.join(LOSSES)} or a function, got '{loss}'")
     return LOSSES[loss]

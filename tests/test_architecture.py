@@ -100,9 +100,11 @@ RULES = {
     "a schedule is plain Python": Only(("grok_callbacks.schedule",)),
     "population is torch": Only(("grok_lightning.population",), ("torch",)),
     "batch is torch": Only(("grok_lightning.batch",), ("torch",)),
-    "tasks are torch": Only(("grok_lightning.tasks",), ("torch", "grok_lightning.population")),
+    "tasks are torch": Only(
+        ("grok_lightning.tasks",), ("torch", "grok_lightning.population", "grok_lightning.imports")
+    ),
     "networks are torch": Only(("grok_lightning.networks",), ("torch",)),
-    "losses are torch": Only(("grok_lightning.losses",), ("torch",)),
+    "losses are torch": Only(("grok_lightning.losses",), ("torch", "grok_lightning.imports")),
     "optim is torch": Only(("grok_lightning.optim",), ("torch",)),
     "science knows no Lightning": Never(SCIENCE, ("lightning", "lightning_fabric", "pytorch_lightning")),
     "modules know no data": Never(("grok_lightning.modules",), ("grok_lightning.data",)),

@@ -52,7 +52,9 @@ def test_the_header_of_a_config_holds_a_command_that_names_it(config, capsys):
         with pytest.raises(SystemExit) as stopped:
             # As typed by somebody who has the package and not its sources.
             main([*arguments, "--print_config"])
-        assert stopped.value.code in (0, None), capsys.readouterr().err
+        printed = capsys.readouterr()
+        assert stopped.value.code in (0, None), printed.err
+        assert "Unable to serialize" not in printed.out + printed.err, "what is printed can be fed back"
 
 
 @pytest.mark.parametrize(

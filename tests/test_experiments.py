@@ -100,3 +100,25 @@ def test_parity_online_generalises(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     generalised = onset.sel(event="generalised").values
     assert ((generalised >= 1000) & (generalised <= 5500)).all(), generalised
     assert onset.sel(event="memorised").isnull().all()
+
+
+@pytest.mark.slow
+def test_modular_addition_groks_by_trigonometry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bands that an independent population of other seeds keeps, too: above 0.95 by step 550, above 0.99 by 1,200."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["grok"])
+    record = fit("modular_addition_quick").record
+    memorised = record["onset"]["step"].sel(event="memorised").values
+    held_out = record["curves"]["accuracy"].isel(step=-1)
+    assert (memorised <= 500).all(), memorised
+    for split in ("held_out", "held_out_unpaired"):
+        assert (held_out.sel(split=split) > 0.9).all(), held_out.values
+        assert (held_out.sel(split=split) > 0.97).sum() >= 3, held_out.values
+    then = record["fourier"].to_dataset().sel(step=slice(None, 2000)).isel(step=-1)
+    share = then["share"].sel(over="held_out")
+    assert (share > 0.8).all(), share.values
+    assert (then["restricted_loss"] < 0.1).sum() >= 4, then["restricted_loss"].values
+    assert (then["excluded_loss"] > 1).all(), then["excluded_loss"].values
+    assert ((then["key"].sum("frequency") >= 2) & (then["key"].sum("frequency") <= 9)).all()
+    norm = record["parameter_norm"]["total"]
+    assert (norm.isel(step=-1) < 0.9 * norm.max("step")).all()

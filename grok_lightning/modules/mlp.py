@@ -56,7 +56,7 @@ class MLP(GrokModule):
         activation: str = "relu",
         bias: bool = True,
         output_bias: bool = False,
-        loss: Loss | str = "hinge",
+        loss: str | Loss = "hinge",
         optimizer: OptimizerCallable = paper_sgd,
         scheduler: LRSchedulerCallable | None = None,
         members: Mapping[str, Sequence[Coordinate]] | None = None,

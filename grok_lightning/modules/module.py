@@ -60,7 +60,7 @@ class GrokModule(LightningModule, ABC):
 
     def __init__(
         self,
-        loss: Loss | str,
+        loss: str | Loss,
         optimizer: OptimizerCallable,
         scheduler: LRSchedulerCallable | None,
         members: Mapping[str, Sequence[Coordinate]] | None,

@@ -72,7 +72,7 @@ class Transformer(GrokModule):
         attention_bias: bool = False,
         output_bias: bool = False,
         layer_norm: bool = False,
-        loss: Loss | str = "cross_entropy",
+        loss: str | Loss = "cross_entropy",
         optimizer: OptimizerCallable = paper_adamw,
         scheduler: LRSchedulerCallable | None = LinearWarmup,
         members: Mapping[str, Sequence[Coordinate]] | None = None,

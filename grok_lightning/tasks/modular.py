@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from grok_lightning.imports import import_function
 from grok_lightning.tasks.task import Task
 
 __all__ = ["OPERATIONS", "ModularArithmetic", "Operation", "Rule"]
@@ -18,20 +19,20 @@ Operation: TypeAlias = Callable[[Tensor, Tensor, int], Any]
 """``(x, y, p) -> z``: residues ``(N,)``, int64, to integers ``(N,)``, int64, which are then taken mod p."""
 
 
-def invertible(y: Tensor, p: int) -> Tensor:
+def _invertible(y: Tensor, p: int) -> Tensor:
     """Return which of the numbers have an inverse mod p, ``(N,)``, bool: those that share no factor with it."""
     return torch.gcd(y, torch.full_like(y, p)) == 1
 
 
-def divide(x: Tensor, y: Tensor, p: int) -> Tensor:
+def _divide(x: Tensor, y: Tensor, p: int) -> Tensor:
     """Return x times the inverse of y mod p; 0 where y has none."""
     inverses = [pow(number, -1, p) if math.gcd(number, p) == 1 else 0 for number in range(p)]
     return x * torch.tensor(inverses, device=y.device)[y % p]
 
 
-def odd_divide(x: Tensor, y: Tensor, p: int) -> Tensor:
+def _odd_divide(x: Tensor, y: Tensor, p: int) -> Tensor:
     """Return x / y where y, one of 0 to p − 1, is odd, and x − y where it is even."""
-    return torch.where(y % 2 == 1, divide(x, y, p), x - y)
+    return torch.where(y % 2 == 1, _divide(x, y, p), x - y)
 
 
 def _everywhere(y: Tensor, p: int) -> Tensor:
@@ -59,8 +60,10 @@ OPERATIONS: dict[str, Rule] = {
     "add": Rule("x + y", lambda x, y, p: x + y),
     "subtract": Rule("x − y", lambda x, y, p: x - y),
     "multiply": Rule("x · y", lambda x, y, p: x * y),
-    "divide": Rule("x / y", divide, invertible),
-    "odd_divide": Rule("x / y if y is odd, x − y otherwise", odd_divide, lambda y, p: invertible(y, p) | (y % 2 == 0)),
+    "divide": Rule("x / y", _divide, _invertible),
+    "odd_divide": Rule(
+        "x / y if y is odd, x − y otherwise", _odd_divide, lambda y, p: _invertible(y, p) | (y % 2 == 0)
+    ),
     "square_sum": Rule("x² + y²", lambda x, y, p: x**2 + y**2),
     "square_sum_xy": Rule("x² + xy + y²", lambda x, y, p: x**2 + x * y + y**2),
     "square_sum_xy_x": Rule("x² + xy + y² + x", lambda x, y, p: x**2 + x * y + y**2 + x),
@@ -108,7 +111,7 @@ class ModularArithmetic(Task):
 
     """
 
-    def __init__(self, operation: Operation | str = "add", p: int = 113) -> None:
+    def __init__(self, operation: str | Operation = "add", p: int = 113) -> None:
         if p < 2:
             raise ValueError(f"ModularArithmetic: p must be at least 2, got p = {p}")
         self.operation = operation
@@ -155,11 +158,13 @@ class ModularArithmetic(Task):
         return x[kept], y[kept]
 
 
-def _rule(operation: Operation | str) -> Rule:
+def _rule(operation: str | Operation) -> Rule:
     if callable(operation):
         return Rule(getattr(operation, "__name__", type(operation).__name__), operation)
     if operation in OPERATIONS:
         return OPERATIONS[operation]
+    if "." in str(operation):
+        return _rule(import_function(operation, "operation"))
     near = difflib.get_close_matches(str(operation), OPERATIONS, n=1)
     meant = f"; did you mean {near[0]}?" if near else ""
     raise ValueError(f"operation: expected one of {', '.join(OPERATIONS)} or a function, got '{operation}'{meant}")

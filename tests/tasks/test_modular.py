@@ -7,6 +7,7 @@ from functools import partial
 import pytest
 import torch
 
+from grok_lightning.cli import main
 from grok_lightning.tasks import OPERATIONS, ModularArithmetic, Task
 
 SYMMETRIC = {"add", "multiply", "square_sum", "square_sum_xy"}
@@ -183,3 +184,27 @@ def test_an_operation_of_ones_own_that_returns_something_else_is_refused(result,
 def test_what_the_docstring_lists_is_what_there_is():
     listed = re.findall(r"^    ``(\w+)``  +(.+?)  +p", ModularArithmetic.__doc__, flags=re.MULTILINE)
     assert listed == [(name, rule.formula) for name, rule in OPERATIONS.items()]
+
+
+def test_a_function_that_is_no_operation_is_refused_by_name():
+    def takes_two(x, y):
+        return x + y
+
+    with pytest.raises(ValueError, match=r"operation: takes_two fails as \(x, y, p\) -> z: .* positional arguments"):
+        ModularArithmetic(takes_two, 5)
+    with pytest.raises(ValueError, match="operation: gcd fails as"):
+        ModularArithmetic(math.gcd, 5)
+    with pytest.raises(ValueError, match="or a function, got '3'"):
+        ModularArithmetic(3, p=5)
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_a_name_stays_a_name_on_the_command_line(operation, monkeypatch, capsys):
+    """A function of the same name in the task's module would be taken for an operation of one's own."""
+    monkeypatch.setattr("sys.argv", ["grok"])
+    task = ["--data.task", "ModularArithmetic", "--data.task.operation", operation, "--data.train_size", "3"]
+    with pytest.raises(SystemExit):
+        main(["fit", "--model", "Transformer", "--data", "TableData", *task, "--print_config"])
+    printed = capsys.readouterr()
+    assert f"operation: {operation}\n" in printed.out
+    assert "Unable to serialize" not in printed.err

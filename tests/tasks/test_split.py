@@ -317,6 +317,11 @@ def test_a_symmetric_split_is_drawn_pair_by_pair():
     assert not torch.equal(apart.inputs, splits[0].inputs)
 
 
+def test_a_row_that_did_not_fit_is_held_out():
+    split = split_rows(ModularArithmetic("add", 3), 0, 4, 2000, split="symmetric")
+    assert len(split.inputs) + len(split.held_out_inputs) == 9
+
+
 def test_half_a_pair_is_no_training_set():
     task = ModularArithmetic("add", 11)
     with pytest.raises(ValueError, match=r"train_size: with split: symmetric expected at least 2, .* got 1"):
