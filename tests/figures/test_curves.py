@@ -276,7 +276,7 @@ def test_the_baseline_of_commutativity_is_the_median_share_of_held_out_rows_whos
     assert {"held-out, swap held out too", "share with swap trained on"} <= set(key)
     found = found_curves(record)
     assert "a share of 0.300 (median; range 0.296 to 0.303) has its swap (b, a) among the rows trained on" in found
-    assert "if the operation is commutative" in found
+    assert "where labels are those of a commutative operation" in found
     assert "whose swap was held out too, accuracy at step 12000 was" in found
 
 
