@@ -21,7 +21,6 @@ from grok_lightning.figures.reading import (
     curve_of,
     groups_of_kind,
     partner_of_kind,
-    parts_of_kind,
     run_in_title,
     settings,
 )
@@ -35,10 +34,10 @@ from grok_lightning.figures.style import (
     Dashes,
     add_caption,
     new_figure,
-    openings,
     palette,
+    say_of_settings,
 )
-from grok_lightning.figures.words import capital, count, decimals, number, spread
+from grok_lightning.figures.words import count, decimals, number, spread
 
 __all__ = [
     "HOW_TO_READ",
@@ -297,12 +296,7 @@ def found_circuits(record: xr.DataTree) -> str:
         Sentences with numbers computed from the record; medians and ranges are over the members of a setting, or over
         all members of a run beyond seven settings.
     """
-    texts = []
-    for head, part in parts_of_kind(record, KIND).items():
-        for opening, members in openings(part):
-            sentences = _sentences(_read(record, part.isel(member=members)))
-            texts.append(f"{head}{capital(opening + sentences[0])} {' '.join(map(capital, sentences[1:]))}".strip())
-    return " ".join(texts)
+    return say_of_settings(record, KIND, lambda part: _sentences(_read(record, part)))
 
 
 def _sentences(circuits: _Circuits) -> list[str]:

@@ -24,7 +24,6 @@ from grok_lightning.figures.reading import (
     last_rows,
     measured_where,
     member_name,
-    parts_of_kind,
     reached_the_end,
     settings,
     spread_over_settings,
@@ -40,9 +39,9 @@ from grok_lightning.figures.style import (
     draw_step_axis,
     mark_onsets,
     new_figure,
-    openings,
     palette,
     say_in,
+    say_of_settings,
     setting_handles,
     tidy,
 )
@@ -218,12 +217,7 @@ def found_frequencies(record: xr.DataTree) -> str:
         Sentences with numbers computed from the record; medians and ranges are over the members of a setting, or over
         all members of a run beyond seven settings.
     """
-    texts = []
-    for head, part in parts_of_kind(record, KIND, ("power", "key")).items():
-        for opening, members in openings(part):
-            sentences = _sentences(part.isel(member=members))
-            texts.append(f"{head}{capital(opening + sentences[0])} {' '.join(map(capital, sentences[1:]))}".strip())
-    return " ".join(texts)
+    return say_of_settings(record, KIND, _sentences, ("power", "key"))
 
 
 def _sentences(group: xr.Dataset) -> list[str]:

@@ -19,7 +19,6 @@ from grok_lightning.figures.reading import (
     last_rows,
     measured_where,
     member_labels,
-    parts_of_kind,
     reached_the_end,
     run_in_title,
     settings,
@@ -33,14 +32,14 @@ from grok_lightning.figures.style import (
     add_key,
     log_ticks,
     new_figure,
-    openings,
     palette,
     say_in,
+    say_of_settings,
     setting_handles,
     tick_text,
     tidy,
 )
-from grok_lightning.figures.words import capital, count, number, spread
+from grok_lightning.figures.words import count, number, spread
 
 __all__ = [
     "HOW_TO_READ",
@@ -265,12 +264,7 @@ def found_key_frequencies(record: xr.DataTree) -> str:
         Sentences with numbers computed from the record, over the members of a setting, or over all members of a run
         beyond seven settings.
     """
-    texts = []
-    for head, part in parts_of_kind(record, KIND, ARRAYS).items():
-        for opening, members in openings(part):
-            sentences = _sentences(_read(part.isel(member=members)))
-            texts.append(f"{head}{capital(opening + sentences[0])} {' '.join(map(capital, sentences[1:]))}".strip())
-    return " ".join(texts)
+    return say_of_settings(record, KIND, lambda part: _sentences(_read(part)), ARRAYS)
 
 
 def _sentences(frequencies: _Frequencies) -> list[str]:

@@ -22,7 +22,6 @@ from grok_lightning.figures.reading import (
     last_rows,
     measured_where,
     member_name,
-    parts_of_kind,
     reached_the_end,
     run_in_title,
     settings,
@@ -40,13 +39,13 @@ from grok_lightning.figures.style import (
     mark_onsets,
     mark_onsets_above,
     new_figure,
-    openings,
     palette,
     say_in,
+    say_of_settings,
     setting_handles,
     tidy,
 )
-from grok_lightning.figures.words import capital, count, spread
+from grok_lightning.figures.words import count, spread
 
 __all__ = [
     "EXPLAINED",
@@ -238,12 +237,7 @@ def found_neuron_frequencies(record: xr.DataTree) -> str:
         Sentences with numbers computed from the record; medians and ranges are over the members of a setting, or over
         all members of a run beyond seven settings.
     """
-    texts = []
-    for head, part in parts_of_kind(record, KIND, ARRAYS).items():
-        for opening, members in openings(part):
-            sentences = _sentences(_read(record, part.isel(member=members)))
-            texts.append(f"{head}{capital(opening + sentences[0])} {' '.join(map(capital, sentences[1:]))}".strip())
-    return " ".join(texts)
+    return say_of_settings(record, KIND, lambda part: _sentences(_read(record, part)), ARRAYS)
 
 
 def _sentences(neurons: _Neurons) -> list[str]:

@@ -17,7 +17,6 @@ from grok_lightning.figures.reading import (
     curve_of,
     groups_of_kind,
     partner_of_kind,
-    parts_of_kind,
     run_in_title,
     values_at,
 )
@@ -30,9 +29,9 @@ from grok_lightning.figures.style import (
     VERMILLION,
     add_caption,
     new_figure,
-    openings,
+    say_of_settings,
 )
-from grok_lightning.figures.words import capital, decimals, listing, number, spread
+from grok_lightning.figures.words import decimals, listing, number, spread
 
 __all__ = ["HOW_TO_READ", "draw_progress", "found_progress"]
 
@@ -134,12 +133,7 @@ def found_progress(record: xr.DataTree) -> str:
         Sentences with numbers computed from the record; medians and ranges are over the members of a setting, or over
         all members of a run beyond seven settings.
     """
-    texts = []
-    for head, part in parts_of_kind(record, KIND).items():
-        for opening, members in openings(part):
-            sentences = _sentences(Measured.of(record, part.isel(member=members)))
-            texts.append(f"{head}{capital(opening + sentences[0])} {' '.join(map(capital, sentences[1:]))}".strip())
-    return " ".join(texts)
+    return say_of_settings(record, KIND, lambda part: _sentences(Measured.of(record, part)))
 
 
 def _sentences(measured: Measured) -> list[str]:

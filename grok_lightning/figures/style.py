@@ -2,7 +2,7 @@
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,8 +20,8 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 from matplotlib.transforms import ScaledTranslation
 from numpy.typing import NDArray
 
-from grok_lightning.figures.reading import EVENTS, Clock, Onsets, Setting, average, settings
-from grok_lightning.figures.words import count, number, plain
+from grok_lightning.figures.reading import EVENTS, Clock, Onsets, Setting, average, parts_of_kind, settings
+from grok_lightning.figures.words import capital, count, number, plain
 
 __all__ = [
     "Dashes",
@@ -41,6 +41,7 @@ __all__ = [
     "palette",
     "remove_caption",
     "say_in",
+    "say_of_settings",
     "scale_log",
     "setting_handles",
     "tick_text",
@@ -167,6 +168,28 @@ def openings(group: xr.Dataset) -> list[tuple[str, NDArray[np.intp]]]:
     if palette(found).few:
         return [(setting.opening, setting.members) for setting in found]
     return [(f"Over all {len(found)} settings, ", np.arange(group.sizes["member"]))]
+
+
+def say_of_settings(
+    record: xr.DataTree, kind: str, say: Callable[[xr.Dataset], Sequence[str]], arrays: Sequence[str] = ()
+) -> str:
+    """Says something of every setting of every group of a kind, in one text.
+
+    Args:
+        record: The record of a run, or a joined one.
+        kind: Class name of the monitor.
+        say: From the members of a setting, of one run, to sentences, at least one; all but the first stand alone.
+        arrays: Arrays that a group must have.
+
+    Returns:
+        The sentences, opened by whose they are.
+    """
+    texts = []
+    for head, part in parts_of_kind(record, kind, arrays).items():
+        for opening, members in openings(part):
+            first, *others = say(part.isel(member=members))
+            texts.append(" ".join([head + capital(opening + first), *map(capital, others)]))
+    return " ".join(texts)
 
 
 def _mappable(norm: Normalize, scale: Colormap) -> ScalarMappable:

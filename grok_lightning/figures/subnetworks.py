@@ -20,7 +20,6 @@ from grok_lightning.figures.reading import (
     groups_of_kind,
     member_labels,
     neurons_of,
-    parts_of_kind,
     read_onsets,
     run_in_title,
     settings,
@@ -43,14 +42,14 @@ from grok_lightning.figures.style import (
     mark_onsets_above,
     new_figure,
     onset_handles,
-    openings,
     palette,
     say_in,
+    say_of_settings,
     scale_log,
     setting_handles,
     tidy,
 )
-from grok_lightning.figures.words import capital, decimals, listing, number, spread
+from grok_lightning.figures.words import decimals, listing, number, spread
 
 __all__ = ["HOW_TO_READ", "draw_subnetworks", "found_subnetworks", "norm_ratio"]
 
@@ -250,12 +249,7 @@ def found_subnetworks(record: xr.DataTree) -> str:
         Sentences with numbers computed from the record; medians and ranges are over the members of a setting, or over
         all members of a run beyond seven settings.
     """
-    texts = []
-    for head, part in parts_of_kind(record, "SubnetworkComparison").items():
-        for opening, members in openings(part):
-            sentences = _sentences(_read(record, part.isel(member=members)))
-            texts.append(f"{head}{capital(opening + sentences[0])} {' '.join(map(capital, sentences[1:]))}".strip())
-    return " ".join(texts)
+    return say_of_settings(record, "SubnetworkComparison", lambda part: _sentences(_read(record, part)))
 
 
 def _sentences(compared: _Compared) -> list[str]:
