@@ -106,6 +106,7 @@ RULES = {
     "networks are torch": Only(("grok_lightning.networks",), ("torch",)),
     "losses are torch": Only(("grok_lightning.losses",), ("torch", "grok_lightning.imports")),
     "optim is torch": Only(("grok_lightning.optim",), ("torch",)),
+    "sweeps are arrays": Only(("grok_lightning.sweeps",), ("numpy", "scipy", "xarray")),
     "science knows no Lightning": Never(SCIENCE, ("lightning", "lightning_fabric", "pytorch_lightning")),
     "modules know no data": Never(("grok_lightning.modules",), ("grok_lightning.data",)),
     "data know no modules": Never(("grok_lightning.data",), ("grok_lightning.modules",)),
@@ -114,6 +115,16 @@ RULES = {
     ),
     "records know no modules and no data": Never(
         ("grok_lightning.records",), ("grok_lightning.modules", "grok_lightning.data")
+    ),
+    "what trains and records knows no sweeps": Never(
+        (
+            *SCIENCE,
+            "grok_callbacks",
+            "grok_lightning.modules",
+            "grok_lightning.data",
+            "grok_lightning.records",
+        ),
+        ("grok_lightning.sweeps",),
     ),
     "nothing needs the command line": Never(
         ("grok_lightning", "grok_callbacks"),
@@ -165,6 +176,10 @@ PLANTED = [
     ("networks are torch", "grok_lightning.networks.mlp", "from grok_lightning.population import seeds"),
     ("losses are torch", "grok_lightning.losses", "from torchmetrics import Metric"),
     ("optim is torch", "grok_lightning.optim.member_decay", "from typing_extensions import override"),
+    ("sweeps are arrays", "grok_lightning.sweeps.critical_size", "import torch"),
+    ("sweeps are arrays", "grok_lightning.sweeps.reading", "from grok_lightning.figures.reading import curve_of"),
+    ("sweeps are arrays", "grok_lightning.sweeps", "import matplotlib"),
+    ("sweeps are arrays", "grok_lightning.sweeps.survival", "from ..records import join_records"),
     ("science knows no Lightning", "grok_lightning.networks.layers", "import lightning"),
     ("science knows no Lightning", "grok_lightning.population", "import pytorch_lightning as pl"),
     ("modules know no data", "grok_lightning.modules.mlp", "from grok_lightning.data import TableData"),
@@ -176,6 +191,9 @@ PLANTED = [
     ("pages read records", "grok_lightning.report", "from grok_lightning.runs import open_run"),
     ("pages read records", "grok_lightning.figures", "from grok_lightning.population import Members"),
     ("records know no modules and no data", "grok_lightning.records", "from grok_lightning.modules import MLP"),
+    ("what trains and records knows no sweeps", "grok_lightning.records", "from grok_lightning.sweeps import Sweep"),
+    ("what trains and records knows no sweeps", "grok_callbacks.curves", "import grok_lightning.sweeps.reading"),
+    ("what trains and records knows no sweeps", "grok_lightning.data.table", "from ..sweeps import read_sweep"),
     ("nothing needs the command line", "grok_lightning.runs", "from grok_lightning.cli import main"),
     ("nothing needs the command line", "grok_lightning", "from . import cli"),
     ("nothing needs the command line", "grok_callbacks.rows", "import grok_lightning.cli"),

@@ -1,0 +1,42 @@
+"""What a sweep over training-set sizes says: critical sizes, regimes and onset times, from records alone."""
+
+from grok_lightning.sweeps.critical_size import (
+    Arm,
+    Curve,
+    Final,
+    Interval,
+    Margins,
+    Verdict,
+    arms_of,
+    common_time,
+    final_values,
+    fit_curve,
+    verdicts,
+)
+from grok_lightning.sweeps.reading import Sweep, read_sweep
+from grok_lightning.sweeps.regimes import REGIMES, RegimeRule, definitions, judged_on, regimes_of
+from grok_lightning.sweeps.survival import Survival, in_words, kaplan_meier
+
+__all__ = [
+    "Sweep",
+    "read_sweep",
+    "Margins",
+    "common_time",
+    "Final",
+    "final_values",
+    "Curve",
+    "fit_curve",
+    "Interval",
+    "Arm",
+    "arms_of",
+    "Verdict",
+    "verdicts",
+    "REGIMES",
+    "RegimeRule",
+    "regimes_of",
+    "judged_on",
+    "definitions",
+    "Survival",
+    "kaplan_meier",
+    "in_words",
+]
