@@ -21,6 +21,8 @@ class Batch(NamedTuple):
         true_targets: ``(E, B)`` labels without noise, or ``None`` where there is no noise.
         subsets: Masks ``(E, B)``, bool, by name: rows whose metrics are kept apart too; the same names in every batch
             of a loader. ``None`` where there are none.
+        counts: Number of real rows of each member, known without asking the device; they come first, padding after
+            them. ``None`` where all B rows of every member are real, or nobody has counted.
 
     """
 
@@ -29,10 +31,11 @@ class Batch(NamedTuple):
     weights: Tensor | None = None
     true_targets: Tensor | None = None
     subsets: Mapping[str, Tensor] | None = None
+    counts: tuple[int, ...] | None = None
 
 
 def take(batch: Batch, rows: slice) -> Batch:
-    """Return some rows of every member; views, not copies."""
+    """Return some rows of every member; views, not copies. They are not counted anew."""
     weights = None if batch.weights is None else batch.weights[:, rows]
     true_targets = None if batch.true_targets is None else batch.true_targets[:, rows]
     subsets = None if batch.subsets is None else {name: mask[:, rows] for name, mask in batch.subsets.items()}

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from grok_callbacks import Monitor
+from grok_callbacks import Intervention, Monitor
 from grok_lightning.population import Members
 
 __all__ = ["build_group", "build_record", "join_records", "read_record", "write_record"]
@@ -20,13 +20,16 @@ RUN = "run"
 """Member coordinate of a joined record: the label of the run that a member is of."""
 
 
-def build_record(monitors: Iterable[Monitor], members: Members | None, attributes: Attributes) -> xr.DataTree:
-    """Gather what monitors have measured.
+def build_record(
+    callbacks: Iterable[Monitor | Intervention], members: Members | None, attributes: Attributes
+) -> xr.DataTree:
+    """Gather what monitors have measured, and what interventions have done.
 
     Every group carries the member coordinates, since groups of a tree do not inherit them from its root.
 
     Args:
-        monitors: Each becomes a group of its name with the attribute ``kind``, its class; none if it measured nothing.
+        callbacks: Each becomes a group of its name with the attribute ``kind``, its class; none if it has nothing to
+            leave.
         members: Table of coordinates; members are only numbered if ``None``.
         attributes: Of the root.
 
@@ -35,21 +38,21 @@ def build_record(monitors: Iterable[Monitor], members: Members | None, attribute
 
     """
     groups = {"/": xr.Dataset(attrs=dict(attributes))}
-    for monitor in monitors:
-        group = build_group(monitor, members)
+    for callback in callbacks:
+        group = build_group(callback, members)
         if group is not None:
-            groups[f"/{monitor.name}"] = group
+            groups[f"/{callback.name}"] = group
     return xr.DataTree.from_dict(groups)
 
 
-def build_group(monitor: Monitor, members: Members | None) -> xr.Dataset | None:
-    """Gather what one monitor has measured; ``None`` if that is nothing. The arguments are :func:`build_record`'s."""
-    arrays = {name: (dims, values.numpy()) for name, (dims, values) in monitor.record().items()}
+def build_group(callback: Monitor | Intervention, members: Members | None) -> xr.Dataset | None:
+    """Gather what one callback leaves; ``None`` if that is nothing. The arguments are :func:`build_record`'s."""
+    arrays = {name: (dims, values.numpy()) for name, (dims, values) in callback.record().items()}
     if not arrays:
         return None
-    attributes = {"kind": type(monitor).__name__, **monitor.attributes()}
+    attributes = {"kind": type(callback).__name__, **callback.attributes()}
     group = xr.Dataset(arrays, attrs=attributes)
-    for dim, labels in monitor.labels.items():
+    for dim, labels in callback.labels.items():
         if dim in group.dims:
             group = group.assign_coords({dim: list(labels)})
     if "member" in group.dims:

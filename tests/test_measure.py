@@ -16,6 +16,7 @@ from lightning.pytorch import Callback
 import grok_callbacks
 from grok_callbacks import (
     AtEnd,
+    Convergence,
     EveryNSteps,
     FourierLogitSplitter,
     LearningCurves,
@@ -23,6 +24,7 @@ from grok_callbacks import (
     NeuronNormTracker,
     Onset,
     ParameterNorm,
+    ShrinkAccuracy,
     SparseSubnetworkExtractor,
     SubnetworkComparison,
     WeightTrajectory,
@@ -55,6 +57,8 @@ trainer:
       init_args: {layer: network.hidden.0, next_layer: network.output, schedule: EVERY}
     - {class_path: Onset, init_args: {memorised_above: 0.6, generalised_from: 0.4, dwell: 4}}
     - {class_path: ParameterNorm, init_args: {schedule: EVERY}}
+    - class_path: Convergence
+    - class_path: ShrinkAccuracy
 """.replace("EVERY", "{class_path: EveryNSteps, init_args: {n: 2}}")
 MODULAR = """
 model:
@@ -85,6 +89,7 @@ KEPT = [0, 4, 8, 12, 16, 20]
 LAYERS = ("network.hidden.0", "network.output")
 
 MONITORS = {
+    Convergence: Convergence,
     FourierLogitSplitter: lambda: FourierLogitSplitter(
         5,
         "multiply",
@@ -96,10 +101,14 @@ MONITORS = {
     NeuronNormTracker: lambda: NeuronNormTracker(LAYERS[0], "product", LAYERS[1]),
     Onset: lambda: Onset(memorised_above=0.6, generalised_from=0.4, dwell=4),
     ParameterNorm: ParameterNorm,
+    ShrinkAccuracy: ShrinkAccuracy,
     SparseSubnetworkExtractor: lambda: SparseSubnetworkExtractor(*LAYERS),
     SubnetworkComparison: lambda: SubnetworkComparison(*LAYERS),
     WeightTrajectory: WeightTrajectory,
 }
+
+# What weights that were kept cannot tell: NaN. Of time, it is the steps that were taken.
+NOT_FROM_WEIGHTS: dict[type[Monitor], list[str]] = {Convergence: ["decay_time"]}
 
 
 def exported() -> list[type[Monitor]]:
@@ -173,7 +182,9 @@ def test_the_values_are_exactly_those_of_training(
         assert found["step"].values.tolist() == KEPT
         assert set(KEPT) <= set(recorded["step"].values.tolist())
         recorded = recorded.sel(step=KEPT)
-    xr.testing.assert_identical(found, recorded)
+    unknown = NOT_FROM_WEIGHTS.get(kind, [])
+    assert all(found[name].isnull().all() and recorded[name].notnull().all() for name in unknown)
+    xr.testing.assert_identical(found.drop_vars(unknown), recorded.drop_vars(unknown))
 
 
 def test_the_examples_have_something_to_tell(trained: Path) -> None:
@@ -184,6 +195,20 @@ def test_the_examples_have_something_to_tell(trained: Path) -> None:
     assert len(record["neuron_norms"]["step"]) == 11, "measured at other steps too"
     assert not (record["subnetworks"]["agreement"] == 1).all()
     assert len({int(size) for size in record["sparse_subnetwork"]["size"].values.flatten()}) > 1
+
+
+def test_the_box_is_that_of_the_configured_optimizer_and_of_each_member(tmp_path: Path) -> None:
+    config = CONFIG[: CONFIG.index("    - class_path: Neuron")] + "    - class_path: Convergence\n"
+    config = config.replace(
+        "torch.optim.SGD, init_args: {lr: 0.3}", "torch.optim.AdamW, init_args: {lr: 0.02, eps: 1.e-4}"
+    )
+    config = config.replace("label_noise: 0.0", "weight_decay: 0.0").replace("label_noise: 0.25", "weight_decay: 3.0")
+    run = Run(train(tmp_path, config))
+    found, recorded = run.measure(Convergence()), run.record["convergence"].to_dataset().sel(step=KEPT)
+    assert found["box_share"].isnull().all(dim="step").values.tolist() == [True, False]
+    assert found["eps"].values.tolist() == [1e-4, 1e-4]
+    assert recorded["decay_time"].isel(member=1).values == pytest.approx([0.02 * 3 * step for step in KEPT])
+    xr.testing.assert_identical(found.drop_vars("decay_time"), recorded.drop_vars("decay_time"))
 
 
 def test_rows_that_are_new_at_every_step_are_found_again(tmp_path: Path) -> None:
@@ -534,3 +559,16 @@ def test_values_and_weights_are_in_the_precision_of_the_run(tmp_path: Path, prec
         found, recorded = run.measure(monitor), run.record[monitor.name].to_dataset()
         steps = [step for step in KEPT if step <= 8]
         xr.testing.assert_equal(found.drop_attrs().sel(step=steps), recorded.drop_attrs().sel(step=steps))
+
+
+def test_rows_that_were_removed_are_so_again_when_looking_back(tmp_path: Path) -> None:
+    """What is measured of a run that shrank is what was measured in it, before and after."""
+    config = CONFIG[: CONFIG.index("    - class_path: Neuron")].replace(
+        "[{seed: 3, label_noise: 0.0}, {seed: 4, label_noise: 0.25}]", "{seed: [3, 4], shrink_step: [6, 9]}"
+    )
+    config += "    - {class_path: DatasetShrink, init_args: {size: 10}}\n    - class_path: ShrinkAccuracy\n"
+    run = Run(train(tmp_path, config))
+    for monitor, group in [(LearningCurves(), "curves"), (ShrinkAccuracy(), "shrink_accuracy")]:
+        there = run.record[group].to_dataset()
+        assert there["accuracy"].isnull().any(), "before the shrink no rows were removed"
+        xr.testing.assert_identical(run.measure(monitor), there.sel(step=KEPT))

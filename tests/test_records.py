@@ -7,7 +7,7 @@ import pytest
 import torch
 import xarray as xr
 
-from grok_callbacks import EveryNSteps, Monitor
+from grok_callbacks import EveryNSteps, Intervention, Monitor
 from grok_lightning.records import build_record, join_records, read_record, write_record
 
 STEPS = [0, 3, 6]
@@ -286,3 +286,28 @@ def test_what_cannot_be_joined_is_refused():
     with pytest.raises(ValueError, match="both: is joined of several runs already"):
         join_records({"both": joined, "c": run()})
     assert not join_records({"a": build_record([], None, {}), "b": build_record([], None, {})}).children
+
+
+class Turned(Intervention):
+    """Did something at step 3 to the first of two members."""
+
+    name = "turned"
+
+    def record(self):
+        return {"step": (("member",), torch.tensor([3.0, torch.nan]))}
+
+    def attributes(self):
+        return {"by": 90}
+
+
+class Leaving(Intervention):
+    """Has nothing to leave."""
+
+
+def test_what_interventions_did_is_kept_beside_what_monitors_measured():
+    record = build_record([monitor(), Turned(), Leaving()], MEMBERS, {})
+    assert set(record.children) == {"widths", "turned"}
+    assert record["turned"].attrs == {"kind": "Turned", "by": 90}
+    assert record["turned"]["step"].values[0] == 3
+    assert record["turned"]["seed"].values.tolist() == MEMBERS["seed"]
+    assert Leaving().coordinates == frozenset()

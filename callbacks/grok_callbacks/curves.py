@@ -28,8 +28,10 @@ class LearningCurves(Monitor):
 
     Where a module that knows its metrics for every member (:class:`HasMemberMetrics`) has some of a part of the
     held-out rows at the first measurement, ``val_unpaired/accuracy`` beside ``val/accuracy`` say, ``split`` goes on
-    with that part, ``held_out_unpaired``. ``unpaired_share``, ``(step, member)``, is the share of the held-out rows
-    that are unpaired, which is to say that their swap (b, a) is not trained on, where the module knows it.
+    with that part, ``held_out_unpaired``; likewise, where a ``DatasetShrink`` may remove rows from training,
+    ``held_out_removed`` and ``held_out_never_seen``. ``unpaired_share``, ``(step, member)``, is the share of the
+    held-out rows that are unpaired, which is to say that their swap (b, a) is not trained on, where the module knows
+    it.
 
     Args:
         train_loss: Name of the metric on rows trained on, as the module logs it.

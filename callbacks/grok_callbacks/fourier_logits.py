@@ -37,7 +37,7 @@ from .functional.fourier_logits import (
 from .monitor import Monitor, find_submodule
 from .neurons import Neurons, uncompiled
 from .protocols import HasMembers, HasRows
-from .rows import rows_of
+from .rows import rows_of, rows_version
 from .schedule import LogSpaced, Schedule
 from .snapshots import plain_name
 
@@ -200,6 +200,7 @@ class FourierLogitSplitter(Monitor):
         self.rows = rows
         self.labels = {"rows": ROWS, "over": OVER, "frequency": tuple(frequencies_of(self.n))}
         self._rows: _TrainingRows | None = None
+        self._version = 0
 
     # ---- when ----------------------------------------------------------------------------------------------------
 
@@ -310,13 +311,15 @@ class FourierLogitSplitter(Monitor):
         return f"'{self.layout}': [{row}] with a and b from 0 to {self.modulus - 1}"
 
     def _training_rows(self, trainer: Trainer, pl_module: LightningModule) -> _TrainingRows:
-        """Return the training rows, read once: a dataset may be slow.
+        """Return the training rows, read once: a dataset may be slow; anew when training goes on with others.
 
         Raises:
             ValueError: If they are not of the layout, or their labels are no residues.
 
         """
-        if self._rows is None:
+        version = rows_version(trainer)
+        if self._rows is None or version != self._version:
+            self._version = version
             inputs, targets = rows_of(trainer, pl_module, "train", self.rows)
             self._rows = self._place(inputs, targets, _n_members(pl_module))
         return self._rows

@@ -9,9 +9,8 @@ from torch import Tensor
 from typing_extensions import override
 
 from .monitor import Monitor
-from .protocols import HasMembers
+from .parameters import member_parameters, tensor_norms
 from .schedule import LogSpaced, Schedule
-from .snapshots import plain_name
 
 __all__ = ["ParameterNorm"]
 
@@ -43,14 +42,13 @@ class ParameterNorm(Monitor):
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        _parameters(pl_module)
+        member_parameters(pl_module, "ParameterNorm")
 
     @override
     def measure(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Tensor]:
-        parameters = _parameters(pl_module)
+        parameters = member_parameters(pl_module, "ParameterNorm")
         self.labels = {"tensor": tuple(parameters)}
-        norms = [torch.linalg.vector_norm(value, dim=1, dtype=torch.float64) for value in parameters.values()]
-        norm = torch.stack(norms, dim=1)
+        norm = tensor_norms(parameters)
         return {"total": torch.linalg.vector_norm(norm, dim=1), "norm": norm}
 
     @override
@@ -65,23 +63,3 @@ class ParameterNorm(Monitor):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
         self.labels = {"tensor": tuple(state_dict["tensors"])}
-
-
-def _parameters(pl_module: LightningModule) -> dict[str, Tensor]:
-    """Return every parameter as ``(E, numbers)``, by its plain name.
-
-    Raises:
-        ValueError: If there is none, or one does not lead with the member axis.
-
-    """
-    # A plain network in a module with members is a population of one.
-    members = pl_module.n_members if isinstance(pl_module, HasMembers) else 1
-    parameters = {plain_name(name): value.detach() for name, value in pl_module.named_parameters()}
-    if not parameters:
-        raise ValueError("ParameterNorm: the model has no parameters")
-    for name, value in parameters.items():
-        if members > 1 and value.shape[:1] != (members,):
-            raise ValueError(
-                f"ParameterNorm: expected '{name}' to lead with {members} members, got {tuple(value.shape)}"
-            )
-    return {name: value.reshape(members, -1) for name, value in parameters.items()}

@@ -1,10 +1,20 @@
 """What a module may offer beyond plain Lightning. Nothing here is required."""
 
+from collections.abc import Sequence
 from typing import Literal, Protocol, runtime_checkable
 
 from torch import Tensor
 
-__all__ = ["HasMemberMetrics", "HasMembers", "HasRows"]
+__all__ = [
+    "CanShrink",
+    "HasCoordinates",
+    "HasMemberDecay",
+    "HasMemberMetrics",
+    "HasMembers",
+    "HasParts",
+    "HasRows",
+    "HasRowsVersion",
+]
 
 
 @runtime_checkable
@@ -30,3 +40,68 @@ class HasRows(Protocol):
 
     def rows(self, split: Literal["train", "held_out"]) -> tuple[Tensor, Tensor]:
         """Return inputs ``(E, N, ...)`` and labels ``(E, N)``."""
+
+
+@runtime_checkable
+class HasMemberDecay(Protocol):
+    """A module that decays the weights of its members itself, by numbers of their own."""
+
+    @property
+    def weight_decays(self) -> list[float] | None:
+        """λ_e of each member, ``None`` if the optimizer's own decay holds for all."""
+
+
+@runtime_checkable
+class HasCoordinates(Protocol):
+    """A module whose members are told apart by named numbers.
+
+    Attributes:
+        members: One list a coordinate, with a number for each member.
+
+    """
+
+    members: dict[str, list[int | float]]
+
+
+@runtime_checkable
+class HasRowsVersion(Protocol):
+    """A data module whose rows may become others as training goes on."""
+
+    @property
+    def rows_version(self) -> int:
+        """A number that is another when ``rows`` gives others than before."""
+
+
+@runtime_checkable
+class HasParts(Protocol):
+    """A data module that knows which rows were removed from those trained on."""
+
+    def parts(self, split: Literal["train", "held_out"]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Return inputs ``(E, N, ...)``, labels ``(E, N)`` and masks ``(E, N)``, bool, by the name of the part.
+
+        The part ``kept`` is of ``train``, ``removed`` and ``never_seen`` are of ``held_out``. A row of none is padding.
+        """
+
+
+@runtime_checkable
+class CanShrink(Protocol):
+    """A data module whose members can go on with some of their training rows.
+
+    Attributes:
+        sizes: Number of training rows of each member before that.
+
+    """
+
+    sizes: list[int]
+
+    def prepare_to_shrink(self) -> None:
+        """Be ready: called before any loader is made. No member has shrunk."""
+
+    def keep_rows(self, kept: Sequence[Tensor | None], since: Sequence[int]) -> None:
+        """Train member e on its rows ``kept[e]`` alone, all if ``None``, after ``since[e]`` optimizer steps.
+
+        What is measured at a step are the rows of the training step before it.
+        """
+
+    def forget_shrink(self) -> None:
+        """Be as before :meth:`prepare_to_shrink`."""

@@ -7,13 +7,28 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
-from .protocols import HasMembers, HasRows
+from .protocols import HasMembers, HasParts, HasRows, HasRowsVersion
 
-__all__ = ["Split", "rows_of"]
+__all__ = ["KeptRows", "Split", "parts_of", "rows_of", "rows_version"]
 
 Split = Literal["train", "held_out"]
+
+
+class KeptRows(Subset[Any]):
+    """Rows of a dataset that training goes on with; the others were trained on before.
+
+    Args:
+        dataset: All rows.
+        kept: Indices of those that stay, ``(n,)``.
+        since: Number of optimizer steps after which they are alone.
+
+    """
+
+    def __init__(self, dataset: Dataset[Any], kept: Tensor, since: int) -> None:
+        super().__init__(dataset, kept.tolist())
+        self.since = since
 
 
 def rows_of(
@@ -47,6 +62,63 @@ def rows_of(
         inputs, targets = datamodule.rows(split)
     else:
         inputs, targets = _index(_dataset(trainer, split), limit)
+    return _ready(trainer, pl_module, inputs, targets, limit)
+
+
+def rows_version(trainer: Trainer) -> int:
+    """Return a number that is another when :func:`rows_of` gives other rows of ``train`` or ``held_out`` than before.
+
+    Rows become others when training goes on with fewer of them (``DatasetShrink``). What is measured at a step are the
+    rows of the training step before it: at the step of the change itself they are still the old ones.
+    """
+    datamodule = getattr(trainer, "datamodule", None)
+    if isinstance(datamodule, HasRowsVersion):
+        return datamodule.rows_version
+    return int(_kept_rows(trainer) is not None)
+
+
+def parts_of(
+    trainer: Trainer, pl_module: LightningModule, split: Split, function: str | None = None
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Return the rows of :func:`rows_of`, and beside those ``kept`` those that were ``removed`` from training.
+
+    Args:
+        trainer: The Trainer.
+        pl_module: The module.
+        split: ``train`` or ``held_out``.
+        function: Import path of ``(trainer, pl_module, split) -> (inputs, targets)``; it knows of no removed rows.
+
+    Returns:
+        Inputs and labels as :func:`rows_of` does, and masks by the name of the part, bool, of the shape of the labels.
+        ``held_out`` always has ``never_seen``, ``train`` has ``kept``; ``removed`` is with whichever split has them. A
+        row of no part is padding.
+
+    Raises:
+        ValueError: If the rows cannot be had.
+
+    """
+    datamodule = getattr(trainer, "datamodule", None)
+    if function is None and isinstance(datamodule, HasParts):
+        inputs, targets, masks = datamodule.parts(split)
+        inputs, targets = _ready(trainer, pl_module, inputs, targets, None)
+        return inputs, targets, {name: mask.reshape(targets.shape).to(targets.device) for name, mask in masks.items()}
+    kept = _kept_rows(trainer) if function is None and split == "train" else None
+    if kept is None:
+        inputs, targets = rows_of(trainer, pl_module, split, function)
+        return inputs, targets, {PART_OF[split]: torch.ones_like(targets, dtype=torch.bool)}
+    inputs, targets = _ready(trainer, pl_module, *_index(kept.dataset, None), None)
+    stays = torch.zeros(len(targets), dtype=torch.bool, device=targets.device)
+    stays[list(kept.indices)] = True
+    return inputs, targets, {"kept": stays, "removed": ~stays}
+
+
+PART_OF = {"train": "kept", "held_out": "never_seen"}
+
+
+def _ready(
+    trainer: Trainer, pl_module: LightningModule, inputs: Tensor, targets: Tensor, limit: int | None
+) -> tuple[Tensor, Tensor]:
+    """Return rows as the model takes them, at most ``limit`` of a member."""
     lead = isinstance(pl_module, HasMembers) and targets.ndim == 2
     if limit is not None:
         inputs, targets = (inputs[:, :limit], targets[:, :limit]) if lead else (inputs[:limit], targets[:limit])
@@ -84,7 +156,15 @@ def _dataset(trainer: Trainer, split: Split) -> object:
             f"rows: no DataLoader to take {split} rows from, got {type(loader).__name__}; "
             "name a function (trainer, pl_module, split) -> (inputs, targets) by its import path"
         )
+    if isinstance(loader.dataset, KeptRows) and _kept_rows(trainer) is None:
+        return loader.dataset.dataset
     return loader.dataset
+
+
+def _kept_rows(trainer: Trainer) -> KeptRows | None:
+    """Return the rows that were trained on in the last step, where these are only some of those before."""
+    dataset = getattr(trainer.train_dataloader, "dataset", None)
+    return dataset if isinstance(dataset, KeptRows) and dataset.since < trainer.global_step else None
 
 
 def _index(dataset: object, limit: int | None) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from typing_extensions import override
 from .functional.sparse_subnetwork import in_top
 from .monitor import Monitor
 from .neurons import Neurons, tell_method, warn_of_misfits
-from .rows import rows_of
+from .rows import rows_of, rows_version
 from .schedule import LogSpaced, Schedule
 
 __all__ = ["Rule", "SparseSubnetworkExtractor", "check_rule"]
@@ -45,7 +45,8 @@ class SparseSubnetworkExtractor(Monitor):
         network: Dotted name of the module that maps inputs to logits; the LightningModule itself if ``None``.
         rows: Import path of a function ``(trainer, pl_module, split) -> (inputs, targets)``; by default rows come from
             the data module, or from the dataset of the training loader.
-        limit: Largest number of rows of a member; all of them if ``None``. They are read once.
+        limit: Largest number of rows of a member; all of them if ``None``. They are read once, and anew when training
+            goes on with other rows.
         name: Name of the record's group and prefix of logged scalars.
 
     Raises:
@@ -79,6 +80,7 @@ class SparseSubnetworkExtractor(Monitor):
         self.limit = limit
         self._method = ""
         self._rows: tuple[Tensor, Tensor] | None = None
+        self._version = 0
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -93,10 +95,13 @@ class SparseSubnetworkExtractor(Monitor):
     def measure(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Tensor]:
         pl_module.eval()
         neurons = self._neurons(pl_module)
-        if self._rows is None:
+        version = rows_version(trainer)
+        if self._rows is None or version != self._version:
             # Once: a dataset may be slow, or give a row another look every time.
+            first, self._version = self._rows is None, version
             self._rows = rows_of(trainer, pl_module, "train", self.rows, self.limit)
-            warn_of_misfits(neurons, *self._rows)
+            if first:
+                warn_of_misfits(neurons, *self._rows)
         inputs, targets = self._rows
         sizes, order = neurons.sizes(inputs, targets)
         self._method = tell_method(neurons, self._method)

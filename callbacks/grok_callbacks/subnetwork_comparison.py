@@ -21,6 +21,7 @@ from .functional.subnetwork_comparison import (
 from .monitor import Monitor, named_array
 from .neurons import Neurons, tell_method, warn_of_misfits
 from .protocols import HasRows
+from .replay import Replay
 from .rows import Split, rows_of
 from .schedule import AtEnd
 from .snapshots import Snapshots, state_of, weights_of
@@ -44,6 +45,8 @@ class SubnetworkComparison(Monitor):
     neurons. Ours differs: agreement is measured on held-out rows and on training rows (the paper's code measured it on
     training rows, its text says test rows); several random sets instead of one; a prediction of exactly 0 agrees only
     with 0.
+
+    Where training has gone on with fewer rows, the rows at every step are those at the end.
 
     Leaves, with dimensions ``(step, member, ...)``:
 
@@ -164,6 +167,11 @@ class SubnetworkComparison(Monitor):
             raise ValueError(f"{type(self).__name__}: there are no weights to look back at, not a single snapshot")
         self.forget()
         steps = list(snapshots)[-self.among if self.choose == "median" else -1 :]
+        if isinstance(trainer, Replay):
+            trainer.step = steps[-1]
+        with self.undisturbed(pl_module):
+            for split in SPLITS:
+                self._rows(trainer, pl_module, split)
         found = [self._active(trainer, pl_module, snapshots, step) for step in steps]
         sizes, active = torch.stack([size for size, _ in found]), torch.stack([mask for _, mask in found])
         chosen = median_index(sizes)

@@ -41,7 +41,7 @@ class GrokData(LightningDataModule, ABC):
         super().__init__()
         self.members = as_members(members)
         self.task = SparseParity() if task is None else task
-        self._tables: dict[torch.device, dict[SplitName, Batch]] = {}
+        self._tables: dict[tuple[torch.device, int], dict[SplitName, Batch]] = {}
 
     @override
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
@@ -88,9 +88,17 @@ class GrokData(LightningDataModule, ABC):
     def rows_per_step(self) -> int:
         """Largest number of rows that a member sees in one step."""
 
+    @property
+    def rows_version(self) -> int:
+        """A number that is another when the rows of the splits are others than before."""
+        return 0
+
     @abstractmethod
     def make_tables(self, device: torch.device) -> dict[SplitName, Batch]:
-        """Return the rows of both splits, ``(E, N, ...)`` each, on a device; asked for once."""
+        """Return the rows of both splits as they are now, ``(E, N, ...)`` each, on a device.
+
+        Asked for once for every :attr:`rows_version`.
+        """
 
     def rows(self, split: SplitName) -> tuple[Tensor, Tensor]:
         """Return inputs ``(E, N, ...)`` and labels without noise ``(E, N)``, for monitors; never a batch order.
@@ -159,6 +167,7 @@ class GrokData(LightningDataModule, ABC):
 
     def _table(self, split: SplitName) -> Batch:
         device = torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
-        if device not in self._tables:
-            self._tables = {device: self.make_tables(device)}
-        return self._tables[device][split]
+        key = (device, self.rows_version)
+        if key not in self._tables:
+            self._tables = {key: self.make_tables(device)}
+        return self._tables[key][split]

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from grok_lightning.batch import Batch
+from grok_callbacks.dataset_shrink import SHRINK_COORDINATES
+from grok_lightning.batch import Batch, take
 from grok_lightning.data.data import GrokData, SplitName
-from grok_lightning.data.loader import EpochLoader
+from grok_lightning.data.loader import EpochLoader, RowLoader
 from grok_lightning.population import Coordinate, column, n_members, seeds
 from grok_lightning.tasks import Split, Task, split_rows
-from grok_lightning.tasks.split import SplitRule
+from grok_lightning.tasks.split import SplitRule, row_keys
 
 __all__ = ["TableData"]
 
@@ -29,6 +30,10 @@ class TableData(GrokData):
     held-out rows); ``test`` and ``predict`` look at the held-out rows. Of tasks whose rows have two operands to swap,
     the held-out rows ``unpaired``, whose swap is not trained on, have metrics of their own: to know that a ∘ b = b ∘ a
     does not help there.
+
+    Members may go on with some of their training rows from some step on (:meth:`keep_rows`, which ``DatasetShrink``
+    calls). What is measured at a step are then the rows of the training step before it: at the step at which a member
+    shrinks itself, they are still all of them. Removed rows are held-out rows from then on.
 
     Coordinates: ``seed``; ``data_seed`` (rows, held-out rows, batch order, noise; ``seed`` where not given);
     ``train_size`` or ``train_fraction``; ``label_noise``; those of the task.
@@ -51,7 +56,7 @@ class TableData(GrokData):
         members: Table of coordinates; set from ``population`` by the command line.
 
     Attributes:
-        sizes: Number of training rows of each member.
+        sizes: Number of training rows of each member at the start.
 
     Raises:
         ValueError: If a number is out of range, options exclude one another, or the task has not what one needs.
@@ -96,6 +101,12 @@ class TableData(GrokData):
         # Split here, not in setup: rows are small and a number out of range is to be known before anything is written.
         self._splits = [self._split(e) for e in range(n_members(self.members))]
         self.sizes = [len(split.targets) for split in self._splits]
+        self._noisy = any(not torch.equal(split.targets, split.true_targets) for split in self._splits)
+        self._prepared = False
+        self._kept: list[Tensor | None] = [None] * len(self.sizes)
+        self._since = [-1] * len(self.sizes)
+        self._after: list[Split | None] = [None] * len(self.sizes)
+        self._loader: EpochLoader | None = None
 
     def _split(self, e: int) -> Split:
         return split_rows(
@@ -118,8 +129,14 @@ class TableData(GrokData):
 
     @property
     @override
+    def coordinates(self) -> frozenset[str]:
+        # Whoever looks back at a training has no DatasetShrink, which consumed them.
+        return super().coordinates | (SHRINK_COORDINATES if self._prepared else frozenset())
+
+    @property
+    @override
     def splits(self) -> tuple[SplitName, ...]:
-        held_out = any(len(split.held_out_targets) for split in self._splits)
+        held_out = self._prepared or any(len(split.held_out_targets) for split in self._splits)
         return ("train", "held_out") if held_out else ("train",)
 
     @property
@@ -135,8 +152,9 @@ class TableData(GrokData):
     @override
     def train_dataloader(self) -> EpochLoader:
         trainer = self.trainer_to_follow()
-        train = self._table("train")
-        return EpochLoader(
+        whole = not self.rows_version
+        train = self._table("train") if whole else _stack_train(self._splits, self._noisy, trainer.strategy.root_device)
+        self._loader = EpochLoader(
             train.inputs,
             train.targets,
             sizes=self.sizes,
@@ -145,13 +163,141 @@ class TableData(GrokData):
             step=lambda: trainer.global_step,
             shard=(trainer.global_rank, trainer.world_size),
         )
+        self._loader.keep_rows(self._kept, self._since)
+        return self._loader
+
+    # ---- fewer rows ----------------------------------------------------------------------------------------------
+
+    def prepare_to_shrink(self) -> None:
+        """Have held-out rows, if only later, and tell apart those ``removed`` and ``never_seen``, from now on."""
+        self.forget_shrink()
+        self._prepared = True
+
+    def keep_rows(self, kept: Sequence[Tensor | None], since: Sequence[int]) -> None:
+        """Let members go on with some of their training rows.
+
+        Args:
+            kept: Of each member which of its training rows it goes on with, ``(n,)``, int64, distinct, at least one;
+                all of them if ``None``.
+            since: Of each member the number of optimizer steps after which it does; not looked at where it keeps all.
+
+        Raises:
+            ValueError: If the numbers of members differ, or rows are not there.
+
+        """
+        if len(kept) != len(self.sizes) or len(since) != len(self.sizes):
+            raise ValueError(f"keep_rows: expected one entry for each of {len(self.sizes)} members, got {len(kept)}")
+        for rows, size in zip(kept, self.sizes, strict=True):
+            if rows is not None and (not len(rows) or int(rows.min()) < 0 or int(rows.max()) >= size):
+                raise ValueError(f"keep_rows: expected rows from 0 to {size - 1}, at least one, got {rows.tolist()}")
+        known = zip(kept, self._kept, self._after, strict=True)
+        self._after = [
+            after if rows is before else None if rows is None else _shrink(self.task_of(e), self._splits[e], rows)
+            for e, (rows, before, after) in enumerate(known)
+        ]
+        self._kept, self._since = list(kept), list(since)
+        self._tables = {}
+        if self._loader is not None:
+            self._loader.keep_rows(self._kept, self._since)
+
+    def forget_shrink(self) -> None:
+        """Be as before :meth:`prepare_to_shrink`."""
+        self._prepared = False
+        self._loader = None  # of a training that is over
+        self.keep_rows([None] * len(self.sizes), self._since)
+
+    def parts(self, split: SplitName) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Return the rows of a split as they are now, and which of them are of which part.
+
+        Returns:
+            Inputs ``(E, N, ...)``, labels without noise ``(E, N)``, and masks ``(E, N)``, bool, by name: of ``train``
+            the rows ``kept``, of ``held_out`` those ``removed`` and ``never_seen``. A row without a part is padding.
+
+        """
+        table = self._table(split)
+        targets = table.targets if table.true_targets is None else table.true_targets
+        real = torch.ones_like(targets, dtype=torch.bool) if table.weights is None else table.weights > 0
+        if split == "train":
+            return table.inputs, targets, {"kept": real}
+        masks = table.subsets or {}
+        removed = masks.get("removed", torch.zeros_like(real))
+        return table.inputs, targets, {"removed": removed, "never_seen": real & ~removed}
+
+    @property
+    @override
+    def rows_version(self) -> int:
+        """Number of members that measurements find shrunk now."""
+        return sum(self._shrunk(e) for e in range(len(self.sizes)))
+
+    def _shrunk(self, e: int) -> bool:
+        step = 0 if self.trainer is None else self.trainer.global_step
+        return self._kept[e] is not None and self._since[e] < step
+
+    def _split_now(self, e: int) -> Split:
+        after = self._after[e]
+        if after is not None and self._shrunk(e):
+            return after
+        split = self._splits[e]
+        if not self._prepared:
+            return split
+        never_seen = torch.ones(len(split.held_out_targets), dtype=torch.bool)
+        return split._replace(
+            held_out_subsets={**split.held_out_subsets, "removed": ~never_seen, "never_seen": never_seen}
+        )
 
     @override
     def make_tables(self, device: torch.device) -> dict[SplitName, Batch]:
-        train = [(s.inputs, s.targets, s.true_targets) for s in self._splits]
-        held_out = [(s.held_out_inputs, s.held_out_targets, s.held_out_targets) for s in self._splits]
-        subsets = _stack_masks([split.held_out_subsets for split in self._splits], device)
-        return {"train": _stack(train, device), "held_out": _stack(held_out, device)._replace(subsets=subsets)}
+        splits = [self._split_now(e) for e in range(len(self.sizes))]
+        held_out = [(s.held_out_inputs, s.held_out_targets, s.held_out_targets) for s in splits]
+        subsets = _stack_masks([split.held_out_subsets for split in splits], device)
+        return {
+            "train": _stack_train(splits, self._noisy, device),
+            "held_out": _stack(held_out, device)._replace(true_targets=None, subsets=subsets),
+        }
+
+    @override
+    def _row_loader(self, split: SplitName) -> RowLoader:
+        if not self._prepared:
+            return super()._row_loader(split)
+        rank, world = (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+        mine = slice(rank, None, world)
+        sizes = zip(self.sizes, self._splits, strict=True)
+        most = max(self.sizes if split == "train" else [n + len(s.held_out_targets) for n, s in sizes])
+        return RowLoader(lambda: take(self._table(split), mine), most=len(range(most)[mine]))
+
+
+def _shrink(task: Task, split: Split, kept: Tensor) -> Split:
+    """Return the split with some of its training rows; the others are held out, after the rows that were before.
+
+    Their labels there are those without noise. ``held_out_subsets`` go by the rows that are left to train on, and have
+    ``removed`` and ``never_seen`` besides.
+    """
+    stays = torch.zeros(len(split.targets), dtype=torch.bool)
+    stays[kept] = True
+    n_before, n_removed = len(split.held_out_targets), int((~stays).sum())
+    inputs = torch.cat([split.held_out_inputs, split.inputs[~stays]])
+    removed = torch.cat([torch.zeros(n_before, dtype=torch.bool), torch.ones(n_removed, dtype=torch.bool)])
+    subsets = {"removed": removed, "never_seen": ~removed}
+    if "unpaired" in split.held_out_subsets:
+        subsets = {"unpaired": _unpaired(task, split.inputs[kept], inputs), **subsets}
+    return Split(
+        split.inputs[kept],
+        split.targets[kept],
+        split.true_targets[kept],
+        inputs,
+        torch.cat([split.held_out_targets, split.true_targets[~stays]]),
+        subsets,
+    )
+
+
+def _unpaired(task: Task, trained: Tensor, inputs: Tensor) -> Tensor:
+    """Return, for rows of a table ``(M, n_inputs)``, whether their swap is not trained on, ``(M,)``, bool."""
+    table, mirror = task.table(), task.mirror()
+    assert table is not None
+    assert mirror is not None
+    numbers = {key: i for i, key in enumerate(row_keys(table))}
+    swaps = mirror[[numbers[key] for key in row_keys(inputs)]]
+    return ~torch.isin(swaps, torch.tensor([numbers[key] for key in row_keys(trained)]))
 
 
 def _as_count(value: Coordinate) -> int:
@@ -182,6 +328,12 @@ def _stack_masks(masks: Sequence[Mapping[str, Tensor]], device: torch.device) ->
     return {name: mask.to(device) for name, mask in stacked.items()} or None
 
 
+def _stack_train(splits: Sequence[Split], noisy: bool, device: torch.device) -> Batch:
+    """Stack the members' training rows; labels without noise are told where any of them was ever noisy."""
+    train = _stack([(split.inputs, split.targets, split.true_targets) for split in splits], device)
+    return train if noisy else train._replace(true_targets=None)
+
+
 def _stack(rows: Sequence[tuple[Tensor, Tensor, Tensor]], device: torch.device) -> Batch:
     """Stack the members' ``(inputs, targets, true_targets)``, padding the shorter ones with rows of weight 0."""
     sizes = [len(targets) for _, targets, _ in rows]
@@ -193,7 +345,7 @@ def _stack(rows: Sequence[tuple[Tensor, Tensor, Tensor]], device: torch.device) 
     if len(set(sizes)) > 1:
         count = torch.tensor(sizes).unsqueeze(1)
         weights = ((torch.arange(longest) < count).to(torch.get_default_dtype()) / count.clamp(min=1)).to(device)
-    return Batch(inputs, targets, weights, None if torch.equal(targets, true_targets) else true_targets)
+    return Batch(inputs, targets, weights, true_targets)
 
 
 def _pad(tensor: Tensor, length: int) -> Tensor:

@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import grok_callbacks
 from grok_callbacks import (
     AtEnd,
+    Convergence,
     EveryNSteps,
     FourierLogitSplitter,
     LearningCurves,
@@ -33,6 +34,7 @@ from grok_callbacks import (
     Onset,
     ParameterNorm,
     Replay,
+    ShrinkAccuracy,
     Snapshots,
     SparseSubnetworkExtractor,
     SubnetworkComparison,
@@ -46,6 +48,10 @@ THEIR_CURVES = {"train_accuracy": "train_acc", "held_out_accuracy": "val_acc"}
 
 # For every exported monitor: how to make one for somebody else's module, and one for ours.
 EXAMPLES = {
+    Convergence: {
+        "foreign": lambda: Convergence(EveryNSteps(2)),
+        "ours": Convergence,
+    },
     NeuronNormTracker: {
         "foreign": lambda: NeuronNormTracker("encoder.fc1", "product", "encoder.fc2", schedule=LogSpaced(8)),
         "ours": lambda: NeuronNormTracker("network.hidden.0", schedule=EveryNSteps(3)),
@@ -57,6 +63,10 @@ EXAMPLES = {
     Onset: {
         "foreign": lambda: Onset(**THEIR_CURVES, generalised_from=0.5, dwell=6),
         "ours": lambda: Onset(memorised_above=0.5, generalised_from=0.5, dwell=4),
+    },
+    ShrinkAccuracy: {
+        "foreign": lambda: ShrinkAccuracy(EveryNSteps(2), network="encoder"),
+        "ours": ShrinkAccuracy,
     },
     SparseSubnetworkExtractor: {
         "foreign": lambda: SparseSubnetworkExtractor(
@@ -100,6 +110,8 @@ COMPANIONS = {SubnetworkComparison: lambda: [WeightTrajectory(KEPT)]}
 NOT_FROM_WEIGHTS = {
     (LearningCurves, "foreign"): "a foreign module's metrics exist only at its own validations",
     (Onset, "foreign"): "likewise",
+    (Convergence, "foreign"): "kept weights took no steps: the time of their decay is unknown, as its own test says",
+    (Convergence, "ours"): "likewise",
 }
 
 

@@ -12,6 +12,18 @@ import pytest
 SOURCE = Path(__file__).resolve().parents[2] / "callbacks" / "grok_callbacks"
 FILES = sorted(SOURCE.rglob("*.py"))
 
+SHRINKING = """
+trainer = Trainer(
+    accelerator="cpu", devices=1, max_epochs=4, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+    enable_model_summary=False, callbacks=[DatasetShrink(size=3, step=3), ShrinkAccuracy(network="net")],
+)
+class TheirsWithRows(Theirs):
+    def train_dataloader(self):
+        return DataLoader(rows, batch_size=4, shuffle=True)
+trainer.fit(TheirsWithRows(), val_dataloaders=DataLoader(rows, batch_size=8))
+print("shrunk", trainer.global_step, trainer.callbacks[1].steps.tolist())
+"""
+
 SCRIPT = """
 import sys
 sys.modules["grok_callbacks"] = sys.modules["grok_lightning"] = None  # whoever asks for these gets an ImportError
@@ -20,8 +32,8 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from watching import (
-    EveryNSteps, NeuronNormTracker, Onset, SparseSubnetworkExtractor, StopAfterOnset, SubnetworkComparison,
-    WeightTrajectory,
+    DatasetShrink, EveryNSteps, NeuronNormTracker, Onset, ShrinkAccuracy, SparseSubnetworkExtractor, StopAfterOnset,
+    SubnetworkComparison, WeightTrajectory,
 )
 
 class Theirs(LightningModule):
@@ -59,11 +71,11 @@ def copied(tmp_path):
     return tmp_path / "watching"
 
 
-def run_beside(package):
+def run_beside(package, script=SCRIPT):
     """Run the script with the copy, and nothing else of ours, on the path."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     return subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", SCRIPT],
+        [sys.executable, "-W", "ignore", "-c", script],
         capture_output=True,
         text=True,
         check=False,
@@ -80,6 +92,13 @@ def test_a_copy_under_another_name_watches_a_foreign_module(copied):
         "steps [0, 1, 2, 3, 4, 5, 6] (7, 1, 4)",
         "generalised 4.0 stopped 6",
     ]
+
+
+def test_a_copy_shrinks_a_foreign_loader(copied):
+    done = run_beside(copied, SCRIPT + SHRINKING)
+    assert done.returncode == 0, done.stderr
+    # Two batches an epoch, then one.
+    assert done.stdout.splitlines()[-1] == "shrunk 6 [0, 2, 4, 5, 6]"
 
 
 def test_a_copy_with_an_absolute_import_of_the_original_would_fail(copied):

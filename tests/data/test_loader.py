@@ -20,14 +20,14 @@ def loader(sizes, batch_size, seeds=None, shard=(0, 1), step=None):
     return EpochLoader(inputs, targets, sizes, seeds, batch_size, step or (lambda: 0), shard)
 
 
-def kept(batch):
+def kept_batch(batch):
     """A batch that the next epoch does not overwrite."""
-    return Batch(*(None if t is None else t.clone() for t in batch))
+    return Batch(*(t.clone() if isinstance(t, torch.Tensor) else t for t in batch))
 
 
 def same(first, second):
     return all(
-        (a is None and b is None) or (a is not None and b is not None and torch.equal(a, b))
+        torch.equal(a, b) if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor) else a == b
         for a, b in zip(first, second, strict=True)
     )
 
@@ -48,7 +48,7 @@ def test_an_epoch_is_a_permutation_and_its_last_batch_is_short(size, batch_size)
     assert len(load) == steps
     orders = []
     for epoch in range(3):
-        batches = [kept(load.batch(epoch * steps + i)) for i in range(steps)]
+        batches = [kept_batch(load.batch(epoch * steps + i)) for i in range(steps)]
         lengths = [batch.targets.shape[1] for batch in batches]
         assert lengths == [min(batch_size, size - i * batch_size) for i in range(steps)]
         for e in range(2):
@@ -64,7 +64,7 @@ def test_an_epoch_is_a_permutation_and_its_last_batch_is_short(size, batch_size)
 @pytest.mark.parametrize("batch_size", [3, 4, None])
 def test_a_batch_depends_on_nothing_but_the_step(sizes, batch_size):
     straight = loader(sizes, batch_size)
-    expected = [kept(straight.batch(step)) for step in range(40)]
+    expected = [kept_batch(straight.batch(step)) for step in range(40)]
     jumping = loader(sizes, batch_size)
     # Back and forth within an epoch and between epochs, and the same one twice.
     for step in [39, 0, 5, 4, 4, 17, 3, 38, 1, 20, 19, 0]:
@@ -116,7 +116,7 @@ def test_iteration_follows_the_clock_for_the_length_of_the_longest_member():
     load = loader([10, 4], 3, step=lambda: clock[0])
     seen = []
     for batch in load:
-        seen.append(kept(batch))
+        seen.append(kept_batch(batch))
         clock[0] += 1
     assert len(seen) == len(load) == 4
     for i, batch in enumerate(seen):
@@ -205,3 +205,104 @@ def test_a_batch_that_is_kept_does_not_change_when_another_epoch_is_asked_for() 
     before = kept.inputs.clone()
     loader.batch(9)
     assert torch.equal(kept.inputs, before)
+
+
+def fewer(sizes, batch_size, kept, since, seeds=None, shard=(0, 1)):
+    load = loader(sizes, batch_size, seeds, shard)
+    load.keep_rows([None if rows is None else torch.tensor(rows) for rows in kept], since)
+    return load
+
+
+def test_from_its_step_on_a_member_sees_the_rows_that_stay_in_epochs_of_their_own():
+    kept = [[1, 2, 5, 8, 9], None, [0]]
+    load = fewer([10, 10, 10], 3, kept, [5, -1, 7])
+    whole = loader([10, 10, 10], 3)
+    assert len(load) == len(whole) == 4
+    for step in range(30):
+        batch, before = load.batch(step), whole.batch(step)
+        assert rows_of(batch, 1) == rows_of(before, 1)
+        for e, since in [(0, 5), (2, 7)]:
+            if step < since:
+                assert rows_of(batch, e) == rows_of(before, e)
+    epochs = [[row for j in range(2) for row in rows_of(load.batch(5 + 2 * i + j), 0)] for i in range(8)]
+    assert all(sorted(epoch) == kept[0] for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) > 1
+    assert [len(rows_of(load.batch(step), 0)) for step in (5, 6, 7)] == [3, 2, 3]
+    assert all(rows_of(load.batch(step), 2) == [0] for step in range(7, 12))
+
+
+@pytest.mark.parametrize("batch_size", [3, 4, None])
+@pytest.mark.parametrize("since", [[5, 5, 5], [0, 5, 12], [3, -1, 12]])
+def test_with_fewer_rows_a_batch_depends_on_nothing_but_the_step(batch_size, since):
+    kept = [None if step < 0 else [0, 2, 3, 6] for step in since]
+    straight, jumping = (fewer([10, 7, 9], batch_size, kept, since) for _ in range(2))
+    expected = [kept_batch(straight.batch(step)) for step in range(30)]
+    for step in [29, 0, 5, 4, 4, 12, 11, 13, 1, 20, 3, 2, 5]:
+        assert same(jumping.batch(step), expected[step])
+    # Told only when it is due, as it is in training.
+    late = loader([10, 7, 9], batch_size)
+    for step in range(30):
+        begun = [rows if 0 <= turn <= step else None for rows, turn in zip(kept, since, strict=True)]
+        if step in since:
+            late.keep_rows([None if rows is None else torch.tensor(rows) for rows in begun], since)
+        assert same(late.batch(step), expected[step])
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, None])
+def test_members_with_fewer_rows_see_what_they_would_see_alone(batch_size):
+    sizes, seeds, since = [10, 6, 8], [5, 0, 5], [4, 9, 4]
+    kept = [[0, 3, 4, 7], [1, 2, 3, 5], [7, 1]]
+    together = fewer(sizes, batch_size, kept, since, seeds)
+    for step in range(25):
+        batch = together.batch(step)
+        for e in range(3):
+            inputs, targets = (t[e : e + 1, : sizes[e]] for t in table(sizes))
+            alone = EpochLoader(inputs, targets, [sizes[e]], [seeds[e]], batch_size, lambda: 0)
+            alone.keep_rows([torch.tensor(kept[e])], [since[e]])
+            own = alone.batch(step)
+            assert rows_of(batch, e) == own.inputs[0, :, 1].int().tolist()
+
+
+@pytest.mark.parametrize("sizes", [[10, 10], [10, 4]])
+@pytest.mark.parametrize("batch_size", [3, None])
+def test_the_rows_of_a_member_that_count_are_counted(sizes, batch_size):
+    for load in (loader(sizes, batch_size), fewer(sizes, batch_size, [[1, 2, 3], None], [5, -1])):
+        for step in range(20):
+            batch = load.batch(step)
+            if batch.counts is None:
+                assert batch.weights is None
+            else:
+                assert type(batch.counts) is tuple
+                assert list(batch.counts) == [len(rows_of(batch, e)) for e in range(2)]
+
+
+@pytest.mark.parametrize("batch_size", [4, None])
+def test_processes_share_out_fewer_rows_too(batch_size):
+    kept, since = [[1, 2, 3, 4, 5], None], [5, -1]
+    whole = fewer([10, 9], batch_size, kept, since)
+    shards = [fewer([10, 9], batch_size, kept, since, shard=(rank, 2)) for rank in range(2)]
+    for step in range(15):
+        batch, parts = whole.batch(step), [shard.batch(step) for shard in shards]
+        for e in range(2):
+            counts = [len(rows_of(part, e)) for part in parts]
+            assert sorted(row for part in parts for row in rows_of(part, e)) == sorted(rows_of(batch, e))
+            # The mean over processes of a weighted sum is that of the whole batch.
+            total = sum((part.targets[e] * part.weights[e]).sum() for part in parts) / 2
+            torch.testing.assert_close(total, batch.targets[e][: sum(counts)].mean(), rtol=1e-12, atol=0)
+            assert all(
+                part.counts is None or part.counts[e] == count for part, count in zip(parts, counts, strict=True)
+            )
+
+
+def test_rows_that_become_others_leave_the_number_of_batches_as_it_is():
+    now = {"n": 10}
+
+    def rows():
+        inputs, targets = table([now["n"]])
+        return Batch(inputs, targets)
+
+    load = RowLoader(rows, batch_size=4, most=10)
+    for n, lengths in [(10, [4, 4, 2]), (5, [4, 1, 0]), (0, [0, 0, 0])]:
+        now["n"] = n
+        assert len(load) == 3
+        assert [batch.targets.shape[1] for batch in load] == lengths

@@ -37,7 +37,7 @@ def data(n=10, k=3, train_size=40, n_held_out=50, batch_size=8, **options):
 
 def whole(loader):
     """All batches of a loader in one."""
-    *columns, subsets = zip(*loader, strict=True)
+    *columns, subsets, _ = zip(*loader, strict=True)
     joined = None if subsets[0] is None else {name: torch.cat([s[name] for s in subsets], dim=1) for name in subsets[0]}
     return Batch(*(None if parts[0] is None else torch.cat(parts, dim=1) for parts in columns), joined)
 
@@ -451,3 +451,119 @@ def test_the_tables_on_the_device_are_made_once():
     for step in range(20):
         loader.batch(step)
     assert torch.equal(table.rows("train")[0], before)
+
+
+# ---- fewer rows
+
+
+@pytest.fixture
+def shrunk():
+    """Two members, of which the first goes on with rows 1, 3, 4 after step 5; and the clock."""
+    table, clock = modular(5, train_size=10, n_held_out=None, members={"seed": [0, 1]}), process(0, 1)
+    table.trainer = clock
+    table.prepare_to_shrink()
+    table.keep_rows([torch.tensor([1, 3, 4]), None], [5, -1])
+    return table, clock
+
+
+def rows_in(batch, e, mask=None):
+    chosen = torch.ones_like(batch.targets[e], dtype=torch.bool) if batch.weights is None else batch.weights[e] > 0
+    return [tuple(row) for row in batch.inputs[e][chosen if mask is None else chosen & mask[e]].tolist()]
+
+
+def test_rows_are_measured_as_they_were_trained_on_in_the_step_before(shrunk):
+    table, clock = shrunk
+    before = modular(5, train_size=10, n_held_out=None, members={"seed": [0, 1]})
+    whole, rest = validation(before)
+    for step in (0, 5, 6, 99, 5):  # also back again
+        clock.global_step = step
+        train, held_out = validation(table)
+        fewer = step > 5
+        assert table.rows_version == fewer
+        removed = [row for i, row in enumerate(rows_in(whole, 0)) if i not in (1, 3, 4)] if fewer else []
+        assert rows_in(train, 0) == [row for row in rows_in(whole, 0) if row not in removed]
+        assert rows_in(held_out, 0) == rows_in(rest, 0) + removed
+        assert rows_in(held_out, 0, held_out.subsets["removed"]) == removed
+        assert rows_in(held_out, 0, held_out.subsets["never_seen"]) == rows_in(rest, 0)
+        assert rows_in(train, 1) == rows_in(whole, 1)
+        assert rows_in(held_out, 1) == rows_in(rest, 1)
+        assert table.rows("train")[0].shape[1] == train.inputs.shape[1]
+        trained = {(a, b) for a, _, b, _ in rows_in(train, 0)}
+        unpaired = [row for row in rows_in(held_out, 0) if (row[2], row[0]) not in trained]
+        assert rows_in(held_out, 0, held_out.subsets["unpaired"]) == unpaired
+        inputs, labels, masks = table.parts("held_out")
+        assert [int(masks[name][0].sum()) for name in ("removed", "never_seen")] == [len(removed), 15]
+        assert torch.equal((inputs[..., 0] + inputs[..., 2]) % 5 * masks["never_seen"], labels * masks["never_seen"])
+
+
+def test_the_number_of_batches_is_that_of_all_rows_that_there_may_be(shrunk):
+    table, clock = shrunk
+    loaders = table.val_dataloader()
+    for loader in loaders:
+        loader.batch_size = 6
+    assert [len(loader) for loader in loaders] == [2, 5]
+    for step, lengths in [(5, [[6, 4], [6, 6, 3, 0, 0]]), (6, [[6, 4], [6, 6, 6, 4, 0]])]:
+        clock.global_step = step
+        assert [[batch.targets.shape[1] for batch in loader] for loader in loaders] == lengths
+
+
+def test_a_whole_table_has_held_out_rows_later():
+    table, clock = modular(5, train_fraction=1.0, n_held_out=None, train_size=None), process(0, 1)
+    assert table.splits == ("train",)
+    table.trainer = clock
+    table.prepare_to_shrink()
+    assert table.splits == ("train", "held_out")
+    table.keep_rows([torch.tensor([0, 24])], [0])
+    assert [batch.targets.shape[1] for batch in validation(table)] == [25, 0]
+    clock.global_step = 1
+    assert [batch.targets.shape[1] for batch in validation(table)] == [2, 23]
+    table.forget_shrink()
+    assert table.splits == ("train",)
+    assert validation(table)[0].targets.shape[1] == 25
+
+
+def test_removed_rows_have_their_labels_without_noise():
+    table, clock = data(n=6, k=2, train_size=40, n_held_out=5, label_noise=0.5), process(0, 1)
+    truth = dict(zip(map(tuple, table.rows("train")[0][0].tolist()), table.rows("train")[1][0].tolist(), strict=True))
+    table.trainer, clock.global_step = clock, 9
+    table.prepare_to_shrink()
+    table.keep_rows([torch.arange(3)], [0])
+    train, held_out = validation(table)
+    for row, label in zip(held_out.inputs[0, 5:].tolist(), held_out.targets[0, 5:].tolist(), strict=True):
+        assert truth[tuple(row)] == label
+    assert train.true_targets is not None
+
+
+def test_a_loader_that_is_made_after_the_shrink_is_the_one_that_was_told(shrunk):
+    table, clock = shrunk
+    early = table.train_dataloader()
+    clock.global_step = 8
+    late = table.train_dataloader()
+    for step in range(20):
+        first, second = early.batch(step), late.batch(step)
+        assert torch.equal(first.inputs, second.inputs)
+        assert first.counts == second.counts
+    assert late.batch(7).counts == (3, 10)
+
+
+@pytest.mark.parametrize(
+    ("kept", "message"),
+    [
+        ([None], "one entry for each of 2 members, got 1"),
+        ([torch.tensor([], dtype=torch.int64), None], r"rows from 0 to 9, at least one, got \[\]"),
+        ([torch.tensor([10]), None], r"rows from 0 to 9, at least one, got \[10\]"),
+        ([torch.tensor([-1, 3]), None], r"rows from 0 to 9, at least one, got \[-1, 3\]"),
+    ],
+)
+def test_rows_that_are_not_there_cannot_stay(shrunk, kept, message):
+    with pytest.raises(ValueError, match=message):
+        shrunk[0].keep_rows(kept, [5] * len(kept))
+
+
+def test_data_that_never_shrink_have_no_such_parts():
+    table = modular(5, train_size=10, n_held_out=None)
+    assert list(validation(table)[1].subsets) == ["unpaired"]
+    inputs, _, masks = table.parts("held_out")
+    assert not masks["removed"].any()
+    assert masks["never_seen"].all()
+    assert inputs.shape[1] == 15

@@ -1,5 +1,6 @@
 """The mathematics of the callbacks: pure functions of tensors, torch only."""
 
+from .convergence import box_share, come_to, settled
 from .fourier_logits import (
     GridSums,
     GroupIndex,
@@ -45,7 +46,9 @@ __all__ = [
     "Spectrum",
     "Totals",
     "average_sensitivity",
+    "box_share",
     "centre",
+    "come_to",
     "coset_means",
     "excluded_loss",
     "falling_onset",
@@ -73,6 +76,7 @@ __all__ = [
     "restricted_logits",
     "restricted_loss",
     "rising_onset",
+    "settled",
     "spectrum",
     "totals",
     "trigonometric_logits",
