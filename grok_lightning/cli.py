@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import fields
 from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any, NoReturn
@@ -25,10 +26,12 @@ from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from typing_extensions import override
 
-from grok_callbacks import LearningCurves, Monitor, Onset, Schedule, WeightTrajectory, callbacks_of
+from grok_callbacks import Intervention, LearningCurves, Monitor, Onset, Schedule, WeightTrajectory, callbacks_of
 from grok_lightning import report
+from grok_lightning.checkpoints import checkpoint_fault, newest_checkpoint
 from grok_lightning.data import GrokData
 from grok_lightning.errors import UserError, nearest, one_line
+from grok_lightning.figures.size_sweep import summary_sentence
 from grok_lightning.modules import GrokModule
 from grok_lightning.population import check_consumed, members_table
 from grok_lightning.records import join_records
@@ -39,15 +42,14 @@ from grok_lightning.runs import (
     LastCheckpoint,
     Recorder,
     Run,
-    checkpoint_fault,
     claim_directory,
     find_run,
     missing_parents,
-    newest_checkpoint,
     open_run,
     release_directory,
     run_of_checkpoint,
 )
+from grok_lightning.sweeps import Margins
 from grok_lightning.tasks import Task
 from grok_lightning.terminal import StepBar, Summary
 
@@ -141,6 +143,13 @@ class GrokCLI(LightningCLI):
             default=None,
             help="CPU threads of torch; by default decided from the size of the work.",
         )
+        parser.add_argument(
+            "--margins",
+            type=dict[str, float] | None,
+            default=None,
+            help="What a sweep over training-set sizes is judged by, written down before it is run: the fields of "
+            "grok_lightning.sweeps.Margins ({width: 4, slope: 0.1}); kept in the record.",
+        )
         for target in ("model", "data"):
             parser.link_arguments("population", f"{target}.init_args.members", compute_fn=_members)
         for name in ("n_inputs", "n_tokens", "n_outputs"):
@@ -201,12 +210,14 @@ class GrokCLI(LightningCLI):
     @override
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         assert isinstance(self.model, GrokModule)
-        check_consumed(self.model.members, self.model.coordinates | self.datamodule.coordinates)
         config = self.config_init[self.subcommand].trainer
-        threads = self.config[self.subcommand].threads
-        torch.set_num_threads(threads or _threads(self.model, self.datamodule))
         callbacks = config["callbacks"] or []
         callbacks = [*callbacks] if isinstance(callbacks, list) else [callbacks]
+        consumed = self.model.coordinates | self.datamodule.coordinates
+        consumed = consumed.union(*(call.coordinates for call in callbacks if isinstance(call, Intervention)))
+        check_consumed(self.model.members, consumed)
+        threads = self.config[self.subcommand].threads
+        torch.set_num_threads(threads or _threads(self.model, self.datamodule))
         if self.subcommand == "fit" and not config["fast_dev_run"]:
             # Absolute: a checkpoint remembers where it was written, and a resumed run may be started from elsewhere.
             directory = self._run_directory(config).resolve()
@@ -239,7 +250,21 @@ class GrokCLI(LightningCLI):
         defaults = _missing_monitors(chosen)
         if config["enable_checkpointing"] is not False and not _has(chosen, LastCheckpoint):
             defaults.append(LastCheckpoint(directory))
-        return [*defaults, Recorder(directory, self._experiment), Summary()]
+        margins = self._margins()
+        return [*defaults, Recorder(directory, self._experiment, margins), Summary()]
+
+    def _margins(self) -> Margins | None:
+        given = self.config[self.subcommand].margins
+        if given is None:
+            return None
+        known = [field.name for field in fields(Margins)]
+        for name in given:
+            if name not in known:
+                raise UserError(f"margins: '{name}' is none of {', '.join(known)}{nearest(name, known)}")
+        try:
+            return Margins(**given)
+        except ValueError as error:
+            raise UserError(f"margins: {error}") from error
 
     def _run_directory(self, config: Namespace) -> Path:
         """Return the directory of the run that is continued, or a new one."""
@@ -350,10 +375,13 @@ class GrokCLI(LightningCLI):
         if self.run_directory is None or not self.trainer.is_global_zero:
             return
         try:
-            page = report.write_report(open_run(self.run_directory).record, self.run_directory)
+            record = open_run(self.run_directory).record
+            page = report.write_report(record, self.run_directory)
         except KeyboardInterrupt:
             again = f"{PROGRAM} report {self.run_directory}"
             raise UserError(f"stopped while figures were drawn; the run is whole: {again}") from None
+        if sentence := summary_sentence(record):
+            rank_zero_info(sentence)
         rank_zero_info(f"figures and text: {page}\nagain, or of another run: {PROGRAM} report {self.run_directory}")
 
     def _say_how_to_resume(self) -> None:
@@ -365,6 +393,9 @@ class GrokCLI(LightningCLI):
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command line; ``args`` in place of ``sys.argv[1:]``."""
     _quiet()
+    # Before the first parallel operation, whose threads take it over. The gradients of a network that is sure of its
+    # answers are full of numbers below 1e-38, with which a CPU computes several times slower.
+    torch.set_flush_denormal(True)
     if _debugging():
         os.environ["JSONARGPARSE_DEBUG"] = "true"  # the one spelling that jsonargparse takes
     argv = list(sys.argv[1:] if args is None else args)
@@ -542,6 +573,7 @@ def _options() -> list[str]:
         "population",
         "experiment",
         "threads",
+        "margins",
         "seed_everything",
         "config",
         "ckpt_path",
@@ -550,7 +582,7 @@ def _options() -> list[str]:
         "trainer",
     ]
     options += [f"trainer.{name}" for name in inspect.signature(Trainer).parameters]
-    kinds = _subclasses(GrokModule, GrokData, Task, Monitor, torch.optim.Optimizer)
+    kinds = _subclasses(GrokModule, GrokData, Task, Monitor, Intervention, torch.optim.Optimizer)
     return options + [name for kind in kinds for name in inspect.signature(kind).parameters]
 
 

@@ -1,10 +1,8 @@
 """Lottery tickets: does a subnetwork, trained alone from its own initial weights, still generalise late?"""
 
-from pathlib import Path
 from typing import Any, Literal, final
 
 import torch
-import xarray as xr
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
@@ -16,7 +14,7 @@ from grok_callbacks.monitor import find_weight
 from grok_callbacks.snapshots import state_of
 from grok_lightning.modules import GrokModule
 from grok_lightning.networks import Network
-from grok_lightning.population import Members, stream
+from grok_lightning.population import Members, match_members, stream
 from grok_lightning.runs import WEIGHTS, open_run
 
 __all__ = ["LotteryTicket"]
@@ -30,11 +28,11 @@ class LotteryTicket(Intervention):
 
     After Frankle and Carbin 2019 (arXiv 1803.03635); the code of Merrill, Tsilivis, Shukla 2023 (arXiv 2303.11873) has
     such an experiment, which its paper does not report. Each member takes the initial weights of the member of that run
-    with the same seed (and the same coordinates, where both runs have them), and keeps the neurons that the run's
-    ``SubnetworkComparison`` found to generalise in its end (``generalizing``), all others (``complementary``), or as
-    many drawn at random (``control``). The weights into and out of the other neurons, and their biases, are set to 0,
-    where they stay: an activation that maps 0 to 0 passes them neither a signal nor a gradient. The network trains as
-    if it were as narrow, at the cost of the wide one.
+    with the same seed (of several, with the same coordinates, where both runs have them), and keeps the neurons that
+    the run's ``SubnetworkComparison`` found to generalise in its end (``generalizing``), all others
+    (``complementary``), or as many drawn at random (``control``). The weights into and out of the other neurons, and
+    their biases, are set to 0, where they stay: an activation that maps 0 to 0 passes them neither a signal nor a
+    gradient. The network trains as if it were as narrow, at the cost of the wide one.
 
     The weights that are set to 0 are all that it changes: a resumed run goes on from its checkpoint.
 
@@ -80,6 +78,8 @@ class LotteryTicket(Intervention):
             return
         if not isinstance(pl_module, GrokModule):
             raise ValueError(f"LotteryTicket: expected a module with members, got {type(pl_module).__name__}")
+        if pl_module.warm_start is not None:
+            raise ValueError("LotteryTicket: has initial weights of its own; leave warm_start out")
         weight = find_weight(pl_module, self.layer)
         reader = find_weight(pl_module, self.next_layer, "next_layer")
         if not isinstance(pl_module.network, Network):
@@ -118,7 +118,11 @@ class LotteryTicket(Intervention):
         group = groups[0].to_dataset()
         if 0 not in (kept := Snapshots(run.directory / WEIGHTS)):
             raise ValueError(f"LotteryTicket: {run.directory} has no weights of step 0; a WeightTrajectory keeps them")
-        partners = torch.tensor(_partners(members, group, run.directory))
+        theirs = {str(name): values.values.tolist() for name, values in group.coords.items() if "member" in values.dims}
+        try:
+            partners = torch.tensor(match_members(members, theirs))
+        except ValueError as error:
+            raise ValueError(f"LotteryTicket: {run.directory} {error}") from error
         initial = {name: value[partners] for name, value in kept[0].items()}
         return torch.as_tensor(group["generalizing"].values.astype(bool))[partners], initial
 
@@ -140,25 +144,3 @@ class LotteryTicket(Intervention):
         live[f"{self.next_layer}.weight"].mul_(kept.unsqueeze(-2))
         if f"{self.layer}.bias" in live:
             live[f"{self.layer}.bias"].mul_(kept)
-
-
-def _partners(members: Members, group: xr.Dataset, directory: Path) -> list[int]:
-    """Return for each member which one of a run is its own: the same seed and, where both have them, coordinates."""
-    theirs: Members = {
-        str(name): coordinate.values.tolist()
-        for name, coordinate in group.coords.items()
-        if name in {*members, "init_seed"}
-    }
-    seed, their_seed = ("init_seed" if "init_seed" in table else "seed" for table in (members, theirs))
-    shared = [name for name in members if name in theirs and not name.endswith("seed")]
-    partners = []
-    for e, wanted in enumerate(members[seed]):
-        own = {their_seed: wanted, **{name: members[name][e] for name in shared}}
-        fitting = [i for i in range(len(theirs[their_seed])) if all(theirs[n][i] == value for n, value in own.items())]
-        if len(fitting) != 1:
-            there = {name: theirs[name] for name in own}
-            raise ValueError(
-                f"LotteryTicket: {directory} has {len(fitting) or 'no'} members with {own}, not one; it has {there}"
-            )
-        partners.append(fitting[0])
-    return partners

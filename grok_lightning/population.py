@@ -20,6 +20,7 @@ __all__ = [
     "as_members",
     "check_consumed",
     "column",
+    "match_members",
     "members_table",
     "n_members",
     "seeds",
@@ -142,6 +143,41 @@ def column(members: Members, name: str, default: Coordinate) -> list[Coordinate]
 def seeds(members: Members, name: str) -> list[int]:
     """Return the seed called ``name`` of every member, which is ``seed`` where it is not given apart."""
     return [int(value) for value in members.get(name, members["seed"])]
+
+
+def match_members(members: Members, others: Members) -> list[int]:
+    """Return for each member which of the others has its initial weights: the one with the same seed.
+
+    Seeds are those of the initial weights, ``init_seed`` where it is given apart. Where several of the others have the
+    seed, it is the one whose other coordinates, as far as both tables have them, are the member's too.
+
+    Args:
+        members: Table of coordinates.
+        others: Table of coordinates of another population.
+
+    Returns:
+        An index into ``others`` for every member.
+
+    Raises:
+        ValueError: If others are missing or several would do; the message begins with "has" and says which.
+
+    """
+    own_seed, their_seed = ("init_seed" if "init_seed" in table else "seed" for table in (members, others))
+    shared = [name for name in members if name in others and not name.endswith("seed")]
+    if missing := sorted(set(members[own_seed]) - set(others[their_seed])):
+        raise ValueError(f"has no members with {their_seed} {missing}; it has {sorted(set(others[their_seed]))}")
+    partners = []
+    for e, seed in enumerate(members[own_seed]):
+        wanted = {their_seed: seed}
+        fitting = [i for i, theirs in enumerate(others[their_seed]) if theirs == seed]
+        if len(fitting) > 1:
+            wanted |= {name: members[name][e] for name in shared}
+            fitting = [i for i in fitting if all(others[name][i] == value for name, value in wanted.items())]
+        if len(fitting) != 1:
+            there = {name: others[name] for name in wanted}
+            raise ValueError(f"has {len(fitting) or 'no'} members with {wanted}, not one; it has {there}")
+        partners.append(fitting[0])
+    return partners
 
 
 def check_consumed(members: Members, consumed: Iterable[str]) -> None:

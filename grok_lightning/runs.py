@@ -1,8 +1,9 @@
 """Runs on disk: ``runs/<experiment>/version_N/``, what is written there, and opening it again."""
 
 import copy
+import dataclasses
+import json
 import os
-import pickle
 import platform
 import re
 import shutil
@@ -10,8 +11,7 @@ import signal
 import subprocess
 import threading
 import time
-import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import cache, cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -27,13 +27,16 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import rank_zero_info
 from typing_extensions import override
 
-from grok_callbacks import Monitor, Replay, Snapshots, callbacks_of
+from grok_callbacks import Intervention, Monitor, Replay, Snapshots, callbacks_of, shrink_again
+from grok_callbacks.protocols import CanShrink
 from grok_callbacks.snapshots import state_of
+from grok_lightning.checkpoints import CHECKPOINTS, whole_checkpoints
 from grok_lightning.data import GrokData
 from grok_lightning.errors import one_line
 from grok_lightning.modules import GrokModule
 from grok_lightning.networks import Network
 from grok_lightning.records import build_group, build_record, read_record, write_record
+from grok_lightning.sweeps import Margins
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,7 +45,6 @@ __all__ = ["LastCheckpoint", "Recorder", "Run", "open_run"]
 
 RECORD = "records.nc"
 CONFIG = "config.yaml"
-CHECKPOINTS = "checkpoints"
 WEIGHTS = "weights"
 
 
@@ -162,6 +164,8 @@ class Run:
         module = _load_module(last, module_class)
         config = self._config() if datamodule is None or (self.directory / CONFIG).is_file() else {}
         data = self._datamodule(config, module) if datamodule is None else datamodule
+        if isinstance(data, CanShrink):
+            shrink_again(data, torch.load(last, weights_only=True, map_location="cpu").get("callbacks", {}))
         trainer = Replay(module, data, (config.get("trainer") or {}).get("precision"))
         snapshots = Snapshots(self.directory / WEIGHTS, {_step_of(last): copy.deepcopy(state_of(module))})
         monitor.look_back(trainer, module, snapshots)
@@ -310,51 +314,6 @@ def release_directory(directory: Path, made: Iterable[Path] = ()) -> None:
         parent.rmdir()
 
 
-def whole_checkpoints(directory: Path) -> Iterator[Path]:
-    """Yield the checkpoints in ``directory`` that can be read to the end, the newest first."""
-    paths = sorted(directory.glob("*.ckpt"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
-    for path in paths:
-        if checkpoint_fault(path) is None:
-            yield path
-        else:
-            rank_zero_info(f"passing over {path}: {checkpoint_fault(path)}")
-
-
-def newest_checkpoint(path: Path) -> Path:
-    """Return the newest whole checkpoint of a run, or of the runs of an experiment.
-
-    Raises:
-        FileNotFoundError: If there is none.
-
-    """
-    directories = [path / CHECKPOINTS, *path.glob(f"version_*/{CHECKPOINTS}"), *path.glob(f"*/version_*/{CHECKPOINTS}")]
-    newest = [next(whole_checkpoints(directory), None) for directory in directories]
-    found = [checkpoint for checkpoint in newest if checkpoint is not None]
-    if not found:
-        raise FileNotFoundError(f"ckpt_path: no whole checkpoint in {path}")
-    return max(found, key=lambda checkpoint: checkpoint.stat().st_mtime_ns)
-
-
-def checkpoint_fault(path: Path) -> str | None:
-    """Return in a few words what is wrong with a checkpoint file, ``None`` if it can be read. Runs no code of it."""
-    if not path.is_file():
-        return "there is no such file"
-    if path.stat().st_size == 0:
-        return "the file is empty"
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            content = torch.load(path, weights_only=True, map_location="cpu")
-    except pickle.UnpicklingError:
-        # torch's own words advise to load it all the same, which would run its code.
-        return "the file cannot be read: it holds more than tensors and plain values, or is not a checkpoint"
-    except Exception as error:  # torch raises several kinds for a damaged file
-        return f"the file cannot be read as a checkpoint ({type(error).__name__}: {' '.join(str(error).split())[:120]})"
-    if not isinstance(content, dict) or "state_dict" not in content:
-        return "the file is not a Lightning checkpoint"
-    return None
-
-
 def run_of_checkpoint(checkpoint: Path) -> Path | None:
     """Return the run directory that a checkpoint lies in, ``None`` if it lies elsewhere."""
     run = Path(os.path.normpath(checkpoint.parent / ".."))
@@ -369,15 +328,19 @@ class Recorder(Callback):
     Args:
         directory: Where to; the Trainer's ``default_root_dir`` if ``None``.
         experiment: Name for the record.
+        margins: What a sweep over training-set sizes is to be judged by, where that was written down beforehand.
 
     Attributes:
         started: Whether training has begun.
 
     """
 
-    def __init__(self, directory: str | Path | None = None, experiment: str = "") -> None:
+    def __init__(
+        self, directory: str | Path | None = None, experiment: str = "", margins: Margins | None = None
+    ) -> None:
         self._directory = directory
         self.experiment = experiment
+        self.margins = margins
         self._status = "running"
         self.started = False
 
@@ -432,8 +395,14 @@ class Recorder(Callback):
             "lightning": version("lightning"),
             "python": platform.python_version(),
         }
-        monitors = [callback for callback in callbacks_of(trainer) if isinstance(callback, Monitor)]
-        return build_record(monitors, members, attributes)
+        if isinstance(datamodule, GrokData):
+            attributes["chance"] = 1 / max(2, datamodule.n_outputs)
+        if self.margins is not None:
+            attributes["margins"] = json.dumps(dataclasses.asdict(self.margins))
+        warm = pl_module.warm_started if isinstance(pl_module, GrokModule) else {}
+        attributes |= {f"warm_start_{name}": value for name, value in warm.items()}
+        callbacks = [callback for callback in callbacks_of(trainer) if isinstance(callback, Monitor | Intervention)]
+        return build_record(callbacks, members, attributes)
 
     def _write(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Rank zero alone, and no collective: in an exception the other processes may be anywhere.

@@ -23,6 +23,13 @@ def one_thread():
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def denormal_numbers():
+    """The command line has the whole process take them for 0; no test is to notice that of another."""
+    yield
+    torch.set_flush_denormal(False)
+
+
 @pytest.fixture
 def make_trainer(tmp_path):
     """A Trainer on the CPU that writes nothing unless told to."""

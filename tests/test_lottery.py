@@ -337,8 +337,9 @@ ERRORS = {
     "seeds that it has not": (
         copy_of,
         ["--population={seed: [8, 4, 7]}"],
-        r"no members with {'seed': 8}.*\[3, 4, 5\]",
+        r"no members with seed \[7, 8\].*\[3, 4, 5\]",
     ),
+    "a warm start": (copy_of, ["--model.warm_start=runs"], "initial weights of its own; leave warm_start out"),
     "another width": (copy_of, ["--model.hidden=[9]"], r"has 12 neurons, 'network\.hidden\.0' has 9"),
     "other inputs": (copy_of, ["--data.task.n=7"], r"'network\.hidden\.0\.weight' does not fit"),
     "another layer": (copy_of, ["--trainer.callbacks.layer=network.hiden.0"], r"layer: .*'network\.hiden\.0'"),

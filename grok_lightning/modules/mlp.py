@@ -42,6 +42,8 @@ class MLP(GrokModule):
         optimizer: Makes the optimizer from parameters.
         scheduler: Makes a learning-rate scheduler, stepped every optimizer step.
         members: Table of coordinates; set from ``population`` by the command line.
+        warm_start: Checkpoint, or directory of a run, to take the initial weights from; those of one member go to all,
+            of several to the members with the same seeds. Read when a fit begins, not when it resumes.
 
     Raises:
         ValueError: If a width, the activation or the loss is not valid.
@@ -60,8 +62,9 @@ class MLP(GrokModule):
         optimizer: OptimizerCallable = paper_sgd,
         scheduler: LRSchedulerCallable | None = None,
         members: Mapping[str, Sequence[Coordinate]] | None = None,
+        warm_start: str | None = None,
     ) -> None:
-        super().__init__(loss=loss, optimizer=optimizer, scheduler=scheduler, members=members)
+        super().__init__(loss=loss, optimizer=optimizer, scheduler=scheduler, members=members, warm_start=warm_start)
         self.n_inputs = n_inputs
         self.n_outputs = n_outputs
         self.hidden = list(hidden)

@@ -9,15 +9,20 @@ from typing import Any, ClassVar
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from typing_extensions import override
 
+from grok_callbacks import Intervention, callbacks_of
+from grok_callbacks.snapshots import state_of
 from grok_lightning.batch import Batch
 from grok_lightning.losses import Loss, check_labels, correct, get_loss
 from grok_lightning.modules.member_mean import MemberMean
+from grok_lightning.modules.ragged import Ragged
+from grok_lightning.modules.warm_start import read_warm_start
 from grok_lightning.networks import Network
 from grok_lightning.optim import MemberDecay, check_elementwise, override_optimizer, override_scheduler
 from grok_lightning.population import Coordinate, Populated, as_members, check_consumed, n_members, seeds, stream
@@ -48,9 +53,13 @@ class GrokModule(LightningModule, ABC):
         optimizer: Makes the optimizer from parameters.
         scheduler: Makes a learning-rate scheduler from the optimizer; it is stepped every optimizer step.
         members: Table of coordinates, equal-length lists; ``None`` is one member with seed 0.
+        warm_start: Checkpoint, or directory of a run, to take the initial weights from, when a fit begins that does not
+            resume: of its one member for all, or, for each, of its member with the same seed.
 
     Attributes:
         network: The network, ``None`` until Lightning (or a first call) configures the model.
+        warm_started: Where the initial weights came from: ``path`` and ``sha256`` of the checkpoint; ``{}`` where they
+            were drawn.
 
     """
 
@@ -64,9 +73,12 @@ class GrokModule(LightningModule, ABC):
         optimizer: OptimizerCallable,
         scheduler: LRSchedulerCallable | None,
         members: Mapping[str, Sequence[Coordinate]] | None,
+        warm_start: str | None = None,
     ) -> None:
         super().__init__()
         self.members = as_members(members)
+        self.warm_start = warm_start
+        self.warm_started: dict[str, str] = {}
         self.loss = get_loss(loss)
         self.optimizer = optimizer
         self.scheduler = scheduler
@@ -80,6 +92,7 @@ class GrokModule(LightningModule, ABC):
         )
         self._member_metrics: tuple[int, dict[str, Tensor]] | None = None
         self._rows_checked = False
+        self._ragged: Ragged | None = None
         decay = self.members.get("weight_decay")
         self._decay = None if decay is None else MemberDecay([float(value) for value in decay])
 
@@ -107,8 +120,9 @@ class GrokModule(LightningModule, ABC):
         """Save the arguments of the final class's ``__init__``, without functions: a checkpoint holds plain types.
 
         Call it last in ``__init__``. Under the command line a class path stands in a function's place and is kept.
+        ``warm_start`` is no argument of a network that has its weights, and is left out.
         """
-        for name in [name for name, value in self.hparams.items() if callable(value)]:
+        for name in [name for name, value in self.hparams.items() if callable(value) or name == "warm_start"]:
             del self.hparams[name]
 
     @override
@@ -161,6 +175,8 @@ class GrokModule(LightningModule, ABC):
                     f"members of the model and of the data differ: {self.members} and {datamodule.members}"
                 )
             consumed |= datamodule.coordinates
+        for callback in callbacks_of(self.trainer):
+            consumed |= callback.coordinates if isinstance(callback, Intervention) else set()
         check_consumed(self.members, consumed)
         clips = self.trainer.gradient_clip_val and self.trainer.gradient_clip_algorithm != "value"
         if stage == "fit" and self.n_members > 1 and clips:
@@ -173,6 +189,32 @@ class GrokModule(LightningModule, ABC):
                 "weight_decay as a coordinate: gradients that are scaled for float16 would hide it; "
                 "use bf16-mixed or 32-true"
             )
+
+    @override
+    @torch.no_grad()
+    def on_fit_start(self) -> None:
+        """Take the initial weights from where ``warm_start`` says, once, and not when resuming."""
+        if self.warm_start is None or self.warm_started or self.trainer.ckpt_path is not None:
+            return
+        initial = read_warm_start(self.warm_start, self.members)
+        live = {name: value for name, value in state_of(self).items() if name.startswith("network.")}
+        theirs = {name: value for name, value in initial.weights.items() if name.startswith("network.")}
+        for name in sorted({*live, *theirs}):
+            shapes = [None if name not in state else tuple(state[name].shape) for state in (live, theirs)]
+            if shapes[0] != shapes[1]:
+                ours, there = ("missing" if shape is None else f"of shape {shape}" for shape in shapes)
+                raise ValueError(
+                    f"warm_start: {initial.path} is of another network: '{name}' is {there} there, and {ours} here"
+                )
+        for name, value in live.items():
+            value.copy_(theirs[name])
+        self.warm_started = {"path": initial.path, "sha256": initial.sha256}
+        rank_zero_info(f"initial weights from {initial.path}")
+
+    @property
+    def weight_decays(self) -> list[float] | None:
+        """Weight decay of every member where it is a coordinate; ``None`` where it is the optimizer's."""
+        return None if self._decay is None else self._decay.decays
 
     @override
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -203,6 +245,7 @@ class GrokModule(LightningModule, ABC):
             ValueError: If the checkpoint is of other members, another optimizer or another scheduler.
 
         """
+        self.warm_started = checkpoint.get("warm_started", {})
         there = checkpoint.get("hyper_parameters", {})
         for name, values in (there.get("members") or {}).items():
             if name != "weight_decay" and values != self.members.get(name):
@@ -213,6 +256,11 @@ class GrokModule(LightningModule, ABC):
             if name != "weight_decay" or self._decay is None:
                 override_optimizer(checkpoint, name, old, new)
         override_scheduler(checkpoint, {name: new for name, (_, new) in self._typed_anew(there, "scheduler").items()})
+
+    @override
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.warm_started:
+            checkpoint["warm_started"] = self.warm_started
 
     def _typed_anew(self, there: Mapping[str, Any], what: str) -> dict[str, tuple[Any, Any]]:
         """Return the arguments of the optimizer or scheduler that differ from a checkpoint's: old and new value."""
@@ -248,11 +296,24 @@ class GrokModule(LightningModule, ABC):
     def training_step(self, batch: Batch | tuple[Tensor, Tensor] | list[Tensor], batch_idx: int) -> Tensor:
         """Return the sum over members of each member's mean loss over its rows."""
         del batch_idx
+        if isinstance(batch, Batch) and self._rows_checked and self._in_groups(batch):
+            assert self._ragged is not None
+            return self._ragged.loss(self.loss, batch)
         logits, rows = self._logits_of(batch)
         values: Tensor = self.loss(logits, rows.targets)
         if rows.weights is None:
             return values.mean(dim=1).sum()
         return (values * rows.weights).sum()
+
+    def _in_groups(self, batch: Batch) -> bool:
+        """Return whether members differ so much in their numbers of rows that they are computed in groups."""
+        if batch.counts is None or not isinstance(self.network, Network):
+            return False
+        if self._ragged is None or not self._ragged.serves(self.network, batch.counts):
+            if any(True for _ in self.network.buffers()):
+                return False
+            self._ragged = Ragged(self.network)
+        return self._ragged.serves(self.network, batch.counts)
 
     @override
     def validation_step(

@@ -51,6 +51,8 @@ class Transformer(GrokModule):
         optimizer: Makes the optimizer from parameters.
         scheduler: Makes a learning-rate scheduler, stepped every optimizer step.
         members: Table of coordinates; set from ``population`` by the command line.
+        warm_start: Checkpoint, or directory of a run, to take the initial weights from; those of one member go to all,
+            of several to the members with the same seeds. Read when a fit begins, not when it resumes.
 
     Raises:
         ValueError: If the task's rows are no tokens, or a size, the activation or the loss is not valid.
@@ -76,8 +78,9 @@ class Transformer(GrokModule):
         optimizer: OptimizerCallable = paper_adamw,
         scheduler: LRSchedulerCallable | None = LinearWarmup,
         members: Mapping[str, Sequence[Coordinate]] | None = None,
+        warm_start: str | None = None,
     ) -> None:
-        super().__init__(loss=loss, optimizer=optimizer, scheduler=scheduler, members=members)
+        super().__init__(loss=loss, optimizer=optimizer, scheduler=scheduler, members=members, warm_start=warm_start)
         if n_tokens == 0:
             raise ValueError("Transformer: reads rows of tokens, and those of the task are numbers; use MLP")
         self.n_inputs = n_inputs
