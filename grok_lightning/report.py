@@ -7,6 +7,7 @@ from the record alone, so that it can be made again at any time.
 import base64
 import io
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -33,12 +34,15 @@ from grok_lightning.figures.reading import (
     member_labels,
     read_onsets,
 )
+from grok_lightning.figures.size_sweep import SizeSweep, interval_words, reading_sentences, summary_sentence
 from grok_lightning.figures.style import remove_caption
-from grok_lightning.figures.words import decimals, number
+from grok_lightning.figures.words import decimals, listing, number
+from grok_lightning.sweeps import REGIMES, Arm, definitions, judged_on, regimes_of
 
 __all__ = ["verdict", "write_comparison", "write_report"]
 
 DPI = 150
+MANY_MEMBERS = 30  # Beyond it the table of members is folded away.
 # Told elsewhere on the page, or too long for a table.
 NOT_LISTED = ("config", "experiment", "kind")
 
@@ -71,6 +75,10 @@ table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabu
 th, td { text-align: left; padding: .35rem .9rem .35rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 th { font-weight: 600; }
 td.keep, th.keep { white-space: nowrap; }
+dl { max-width: 46rem; font-size: .92rem; margin: .8rem 0; }
+dt { font-weight: 600; }
+dd { margin: 0 0 .35rem 1rem; }
+h3 { font-size: 1.05rem; margin: 1.6rem 0 .5rem; }
 figure { margin: 1rem 0; }
 img { display: block; width: 100%; max-width: 100%; height: auto; background: #ffffff; border-radius: .4rem; }
 pre { background: var(--tint); padding: .9rem; overflow-x: auto; font-size: .85rem; line-height: 1.4; }
@@ -97,9 +105,8 @@ def write_report(record: xr.DataTree, directory: str | os.PathLike[str]) -> Path
         OSError: If the directory cannot be written to.
     """
     title = str(record.attrs.get("experiment", "")) or "run"
-    return _write_page(
-        record, Path(directory), title, _summary(record) + _members_table({title: record}), _more(record)
-    )
+    before = _summary(record) + _sweep_section(record) + _members_table({title: record})
+    return _write_page(record, Path(directory), title, before, _more(record))
 
 
 def write_comparison(
@@ -111,8 +118,8 @@ def write_comparison(
 
     Args:
         records: The records of the runs, by their labels: verdicts, members and configurations come from here.
-        joined: The same runs as members of one record, `grok_lightning.records.join_records(records)`: the figures come
-            from here.
+        joined: The same runs as members of one record, `grok_lightning.records.join_records(records)`: the figures, and
+            what is said of a sweep over training-set sizes, come from here.
         directory: Where to; made when it does not exist.
 
     Returns:
@@ -123,7 +130,8 @@ def write_comparison(
     """
     verdicts = "\n".join(f"<h2>{escape(label)}</h2>\n{_summary(record)}" for label, record in records.items())
     more = "\n".join(_more(record, f" of {label}") for label, record in records.items())
-    return _write_page(joined, Path(directory), " + ".join(records), f"{verdicts}\n{_members_table(records)}", more)
+    before = f"{verdicts}\n{_sweep_section(joined)}{_members_table(records)}"
+    return _write_page(joined, Path(directory), " + ".join(records), before, more)
 
 
 def _write_page(record: xr.DataTree, directory: Path, title: str, before: str, after: str) -> Path:
@@ -148,9 +156,11 @@ def verdict(record: xr.DataTree) -> str:
 
     Returns:
         How many members memorised and generalised and when (medians and ranges over members), how many times as long
-        generalising took as memorising, how exactly the onsets are known, and how the run ended if not by finishing.
+        generalising took as memorising, how exactly the onsets are known, what a sweep over training-set sizes came
+        to, and how the run ended if not by finishing.
     """
-    sentences = [*onset_sentences(record), delay_sentence(record), _resolution_sentence(record)]
+    onsets = [*onset_sentences(record), delay_sentence(record), _resolution_sentence(record)]
+    sentences = [*onsets, summary_sentence(record)]
     status = str(record.attrs.get("status", "finished"))
     if status != "finished":
         last = record.attrs.get("last_step")
@@ -165,7 +175,10 @@ def _resolution_sentence(record: xr.DataTree) -> str:
         return ""
     onsets = read_onsets(record, member_labels(groups[0]))
     assert onsets is not None
-    known = np.concatenate([onsets.resolution[event] for event in ("memorised", "generalised")])
+    # What held at step 0 has no measurement before it.
+    known = np.concatenate(
+        [np.where(onsets.step[event] > 0, onsets.resolution[event], np.nan) for event in ("memorised", "generalised")]
+    )
     known = known[np.isfinite(known)]
     if not known.size:
         return ""
@@ -241,7 +254,9 @@ def _members_table(records: Mapping[str, xr.DataTree]) -> str:
         f'\n<p class="quiet">{escape(note if same else f"{label}: {note}")}</p>'
         for label, note in [*notes.items()][: 1 if same else None]
     )
-    return f"<h2>Members</h2>\n{_table(table)}{text}"
+    content = f"{_table(table, 'members')}{text}"
+    n = sum(sizes.values())
+    return f"<h2>Members</h2>\n{_details(f'All {n} members', content) if n > MANY_MEMBERS else content}"
 
 
 def _member_columns(record: xr.DataTree) -> dict[str, list[str]]:
@@ -273,7 +288,9 @@ def _onset_cells(clock: Clock, onsets: Onsets, event: str) -> list[str]:
     cells = []
     rows = zip(onsets.step[event], onsets.last_step[event], onsets.looked_for[event], strict=True)
     for step, last, looked_for in rows:
-        if np.isfinite(step):
+        if step == 0:
+            cells.append("from the start")
+        elif np.isfinite(step):
             cells.append(clock.at(step))
         elif not looked_for:
             cells.append("–")
@@ -293,7 +310,7 @@ def _thresholds(record: xr.DataTree) -> str:
     return f"Onsets were looked for with {settings}." if settings else ""
 
 
-def _table(columns: dict[str, list[str]]) -> str:
+def _table(columns: Mapping[str, Sequence[str]], name: str) -> str:
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in columns)
     rows = "\n".join(
         "<tr>" + "".join(f'<td class="keep">{escape(cell)}</td>' for cell in row) + "</tr>"
@@ -301,8 +318,91 @@ def _table(columns: dict[str, list[str]]) -> str:
     )
     # Reachable by keyboard, for on a narrow screen it scrolls.
     return (
-        f'<div class="wide" tabindex="0" role="region" aria-label="members">\n<table>\n<thead><tr>{head}</tr></thead>\n'
-        f"<tbody>\n{rows}\n</tbody>\n</table>\n</div>"
+        f'<div class="wide" tabindex="0" role="region" aria-label="{escape(name)}">\n<table>\n'
+        f"<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody>\n</table>\n</div>"
+    )
+
+
+# ---- a sweep over training-set sizes ---------------------------------------------------------------------------------
+
+
+def _sweep_section(record: xr.DataTree) -> str:
+    """Both verdicts, what they rest on, and what became of the members; empty where there is no such sweep."""
+    found = SizeSweep.of(record)
+    if found is None:
+        return ""
+    verdicts = "\n".join(
+        f'<p class="verdict"><strong>{escape(entry.name)}: {escape(entry.outcome)}.</strong> {escape(entry.claim)} '
+        f"{escape(entry.because)}</p>"
+        for entry in found.verdicts
+    )
+    notes = " ".join(
+        [
+            *reading_sentences(found),
+            "Cells: mean accuracy on all held-out rows over the members that had converged, with their number; without "
+            "weight decay, over all members at the last measurement.",
+            "D_crit: the size at which accuracy passes one half between chance and 1, fitted to each seed; mean and "
+            f"{found.margins.confidence:.0%} interval over seeds.",
+        ]
+    )
+    return (
+        "<h2>Two predictions about the size of the training set</h2>\n"
+        '<p class="quiet">Predictions 2 and 3 of Varma, Shah, Kenton, Kramár, Kumar 2023, arXiv 2309.02390. D: rows '
+        f"trained on; λ: weight decay.</p>\n{verdicts}\n{_table(_ends_table(found), 'final accuracy by size')}\n"
+        f'<p class="quiet">{escape(notes)}</p>\n{_regimes_section(found)}'
+    )
+
+
+def _ends_table(found: SizeSweep) -> dict[str, list[str]]:
+    """Final accuracy by size and arm; beneath, the critical size of each arm and what its members were like."""
+    rows = [f"D = {number(size)}" for size in found.sizes]
+    rows += ["D_crit", "D at 90 % over D at 10 %", "weights in the box", "lowest train accuracy, then"]
+    table = {"held-out accuracy": [*rows, "the same, since the set began"]}
+    for arm in found.arms:
+        shares = "–" if np.isnan(arm.box_share) else decimals(arm.box_share) + (" (in the box)" if arm.in_box else "")
+        lowest = [
+            _lowest(values[arm.members]) for values in (found.final.train_accuracy, found.final.lowest_train_accuracy)
+        ]
+        ends = [_end_cell(found, arm, float(size)) for size in found.sizes]
+        sizes = [interval_words(arm.critical_size), interval_words(arm.width)]
+        table[found.name(arm)] = [*ends, *sizes, shares, *lowest]
+    return table
+
+
+def _end_cell(found: SizeSweep, arm: Arm, size: float) -> str:
+    """Mean accuracy of an arm at a size, and over how many of how many members."""
+    mine = arm.members[found.sweep.size[arm.members] == size]
+    counted = mine[found.counts(arm)[mine]]
+    if not mine.size:
+        return "–"
+    mean = decimals(float(found.final.accuracy[counted].mean())) if counted.size else "–"
+    return f"{mean} ({counted.size} of {mine.size})"
+
+
+def _lowest(values: NDArray[np.float64]) -> str:
+    values = values[np.isfinite(values)]
+    return decimals(float(values.min())) if values.size else "–"
+
+
+def _regimes_section(found: SizeSweep) -> str:
+    """How many members of each size and arm are in which regime, and what the regimes are."""
+    regimes = np.array(regimes_of(found.sweep, found.final.converged))
+    table = {"regimes": [f"D = {number(size)}" for size in found.sizes]}
+    for arm in found.arms:
+        table[found.name(arm)] = []
+        for size in found.sizes:
+            mine = Counter(regimes[arm.members[found.sweep.size[arm.members] == size]].tolist())
+            cell = ", ".join(f"{mine[regime]} {regime}" for regime in REGIMES if mine[regime])
+            table[found.name(arm)].append(cell or "–")
+    words = definitions()
+    present = [regime for regime in REGIMES if regime in regimes]
+    lines = "\n".join(f"<dt>{escape(regime)}</dt><dd>{escape(words[regime])}</dd>" for regime in present)
+    splits = {"held_out_unpaired": "held-out rows whose swap is held out too", "held_out": "all held-out rows"}
+    judged = listing([splits[split] for split in splits if split in judged_on(found.sweep)])
+    return (
+        f"<h3>What became of the members</h3>\n{_table(table, 'regimes by size')}\n<dl>\n{lines}\n</dl>\n"
+        f'<p class="quiet">Accuracy is here that on {escape(judged)}, corrected for chance: 0 is guessing, 1 knows all.'
+        "</p>\n"
     )
 
 

@@ -1,5 +1,7 @@
 """Made-up records with the shape of a grokking run, for tests of what reads records."""
 
+import json
+
 import numpy as np
 import xarray as xr
 
@@ -346,3 +348,146 @@ def modular_record(*, members=5, last=12000, p=113, share=0.3, per_decade=12, co
         "parameter_norm": parameter_norm(log_steps(last, 2 * per_decade), coordinates, members),
     }
     return record(groups, experiment="modular", n_members=members, last_step=last, steps_per_epoch=1)
+
+
+# ---- sweeps over training-set sizes ----------------------------------------------------------------------------------
+
+SIZES = (60, 90, 130, 180, 300)
+MODULUS = 31
+LEARNING_RATE = 1e-3
+CRITICAL_SIZE, WIDTH_PARAMETER = 135.0, 0.25
+SEED_EFFECTS = (-0.09, 0.02, 0.07, -0.03, 0.05, -0.06, 0.01, 0.04, -0.05, 0.03)
+"""Of log D_crit; one a seed, the same in all arms."""
+
+
+def size_sweep_record(
+    sizes=SIZES,
+    decays=(0.3, 1.0),
+    seeds=3,
+    eps=(1e-8,),
+    *,
+    start="generalised",
+    slope=0.0,
+    last_time=15.0,
+    measurements=46,
+    unconverged=(),
+    boxed=(),
+    margins=True,
+    chance=True,
+    first_seed=0,
+):
+    """Members over sizes, weight decays, values of eps and seeds; their end accuracies lie on a planted logistic curve.
+
+    `start`: `generalised` (from step 0 on a small set), `shrunk` (learns the table, then loses rows, each seed at a
+    step of its own) or `scratch` (rises instead of falling). `unconverged`: members, by position, that still move at
+    the end. `boxed`: weight decays whose weights sit in the box. All members have the same steps: the one with the
+    smallest positive weight decay has `last_time` decay units in the end.
+    """
+    cells = [
+        (d, decay, e, s) for d in sizes for decay in decays for e in eps for s in range(first_seed, first_seed + seeds)
+    ]
+    size, decay, epsilon, seed = (np.array(column) for column in zip(*cells, strict=True))
+    members = len(cells)
+    positive = [value for value in decays if value > 0]
+    last = round(last_time / (LEARNING_RATE * min(positive, default=1.0)))
+    began = np.where(start == "shrunk", 1000 + 200 * seed, 0)
+    # Dense at first, where much weight decay has gone through as much as little will in the end.
+    share = max(1e-3, min(positive, default=1.0) / max(positive, default=1.0))
+    ends = np.append(np.geomspace(share, 1, 1 + round(np.log2(1 / share))), 1) * (last + began.max())
+    steps = np.unique(np.round(np.concatenate([np.linspace(0, end, measurements) for end in ends])).astype(int))
+    if start == "shrunk":
+        steps = np.unique(np.concatenate([np.arange(0, 2000, 100), steps]))
+    since = np.maximum(steps[:, None] - began, 0) / last
+    effect = np.resize(SEED_EFFECTS, first_seed + seeds)[seed]
+    reference = max(positive, default=1.0)
+    critical = np.log(CRITICAL_SIZE) + effect + slope * np.log(np.where(decay > 0, decay, reference) / reference)
+    guess = 1 / MODULUS
+    end = guess + (1 - guess) * sigmoid((np.log(size) - critical) / WIDTH_PARAMETER)
+    # A member without weight decay keeps what it knows.
+    end = np.where(decay > 0, end, np.maximum(end, 0.9))
+    # A member with more weight decay has gone through as much of its way at the same decay time.
+    way = 1 - np.exp(-14 * since * np.where(decay > 0, decay, min(positive, default=1.0)) / min(positive, default=1.0))
+    way[:, list(unconverged)] = 0.7 * since[:, list(unconverged)]
+    held = (guess if start == "scratch" else 1.0) * (1 - way) + end * way
+    train = np.ones_like(held)
+    if start == "scratch":
+        train[steps == 0] = guess
+    if start == "shrunk":
+        learnt = sigmoid((steps - 400) / 40)[:, None]
+        before = steps[:, None] < began
+        held = np.where(before, np.nan, held)
+        train = np.where(before, learnt, train)
+    train = train - 0.004 * (since > 0) * (size < 100)
+    swapped = size / MODULUS**2
+    unpaired = np.clip((held - 0.5 * swapped) / (1 - 0.5 * swapped), 0, 1)
+    splits = {"train": train, "held_out": held, "held_out_unpaired": unpaired}
+    coordinates = {"seed": seed, "weight_decay": decay.astype(float)}
+    if len(eps) > 1:
+        coordinates["eps"] = epsilon
+    if start == "shrunk":
+        splits |= {"held_out_removed": np.minimum(1, held * 1.01), "held_out_never_seen": held * np.nan}
+        coordinates["shrink_size"] = size
+    else:
+        coordinates["train_size"] = size
+    both, three = ("step", "member"), ("split", "step", "member")
+    accuracy = np.stack([*splits.values()])
+    place = _coordinates(members, coordinates) | {"step": steps}
+    curves = xr.Dataset(
+        {
+            "loss": (three, np.where(np.isnan(accuracy), np.nan, 1e-6 + 3 * (1 - accuracy))),
+            "accuracy": (three, accuracy),
+            "unpaired_share": (both, np.broadcast_to(1 - swapped, held.shape)),
+        },
+        coords=place | {"split": [*splits]},
+        attrs={"kind": "LearningCurves"},
+    )
+    in_box = np.where(np.isin(decay, boxed), 0.8, 0.02) * np.minimum(1, 50 * since)
+    convergence = xr.Dataset(
+        {
+            "decay_time": (both, LEARNING_RATE * decay * steps[:, None]),
+            "norm": (both, 20 + effect + 6 * (1 - way)),
+            "box_share": (both, np.where(decay > 0, in_box, np.nan)),
+            "weight_decay": (("member",), decay.astype(float)),
+            "eps": (("member",), epsilon),
+        },
+        attrs={"kind": "Convergence", "accuracy_moved": 0.02, "norm_moved": 0.02, "window": 1 / 3},
+    ).assign_coords(place)
+    fallen = (held < 0.96) & (steps[:, None] >= began)
+    first = steps[fallen.argmax(axis=0)].astype(float)
+    onset = onsets(
+        *{
+            "generalised": (np.zeros(members), np.zeros(members)),
+            "shrunk": (np.full(members, 400.0), np.full(members, 1000.0)),
+            "scratch": (
+                np.full(members, float(steps[1])),
+                np.where((held >= 0.98).any(axis=0), steps[(held >= 0.98).argmax(axis=0)], np.nan),
+            ),
+        }[start],
+        steps[-1],
+        coordinates,
+    )
+    onset["resolution"] = onset["resolution"].where(onset["step"] != 0, 0.0)
+    if start != "scratch":
+        onset["step"].loc[{"event": "forgotten"}] = np.where(fallen.any(axis=0), first, np.nan)
+    groups = {"curves": curves, "onset": onset, "convergence": convergence}
+    if start == "shrunk":
+        groups["dataset_shrink"] = xr.Dataset(
+            {
+                "step": (("member",), began.astype(float)),
+                "size": (("member",), size.astype(float)),
+                "rows_before": (("member",), np.full(members, float(MODULUS**2))),
+            },
+            coords=_coordinates(members, coordinates),
+            attrs={"kind": "DatasetShrink"},
+        )
+    attrs = {"chance": guess} if chance else {}
+    if margins:
+        attrs["margins"] = json.dumps({"accuracy_moved": 0.02, "norm_moved": 0.02, "width": 4.0, "slope": 0.1})
+    return record(
+        groups,
+        experiment="ungrokking",
+        n_members=members,
+        last_step=int(steps[-1]),
+        steps_per_epoch=1,
+        **attrs,
+    )

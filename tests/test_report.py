@@ -11,6 +11,7 @@ import synthetic
 import xarray as xr
 
 from grok_lightning import report
+from grok_lightning.figures import available
 from grok_lightning.records import join_records
 from grok_lightning.report import verdict, write_comparison, write_report
 
@@ -196,6 +197,126 @@ def test_a_page_that_cannot_be_finished_leaves_the_old_one(tmp_path, monkeypatch
     assert {entry.name for entry in (tmp_path / "figures").iterdir()} == FILES
 
 
+# ---- a sweep over training-set sizes ---------------------------------------------------------------------------------
+
+
+def regions(text):
+    """The tables of a page by their names: rows of cells."""
+    found = {}
+    for part in text.split('role="region" aria-label="')[1:]:
+        name, rest = part.split('"', 1)
+        cells = [re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row) for row in re.findall(r"<tr>(.*?)</tr>", rest)]
+        found[name] = cells
+    return found
+
+
+def test_a_sweep_over_sizes_has_verdicts_and_tables(tmp_path, undrawn):
+    record = synthetic.size_sweep_record(unconverged=(0,))
+    page, text = written(record, tmp_path)
+    assert "P2: supported." in page.text
+    assert "P3: supported." in page.text
+    assert "where 1 of 30 members had not converged and is left out" in page.text
+    ends = {row[0]: row[1:] for row in regions(text)["final accuracy by size"]}
+    assert ends["held-out accuracy"] == ["λ = 0.3", "λ = 1"]
+    assert ends["D = 60"][0].endswith("(2 of 3)")
+    assert ends["D = 60"][1].endswith("(3 of 3)")
+    accuracy = record["curves/accuracy"].sel(split="held_out").isel(step=-1).values
+    coordinates = record["curves"].coords
+    mine = (coordinates["train_size"].values == 180) & (coordinates["weight_decay"].values == 0.3)
+    assert ends["D = 180"][0] == f"{accuracy[mine].mean():.2f} (3 of 3)"
+    assert ends["weights in the box"] == ["0.02", "0.02"]
+    assert ends["lowest train accuracy, then"] == ["0.996", "0.996"]
+    low, high = re.fullmatch(r"13\d \((\d+) to (\d+)\)", ends["D_crit"][1]).groups()
+    assert float(low) < synthetic.CRITICAL_SIZE < float(high)
+    regimes = {row[0]: row[1:] for row in regions(text)["regimes by size"]}
+    assert regimes["D = 60"][0] == "2 ungrokked, 1 not converged"
+    assert regimes["D = 300"] == ["3 kept", "3 kept"]
+    assert page.tags.count("dt") == 4
+    assert verdict(record).endswith(f"D_crit is {ends['D_crit'][0]} at λ = 0.3 and {ends['D_crit'][1]} at λ = 1.")
+    assert verdict(record) in page.text
+
+
+def test_what_stands_apart_in_a_sweep_is_named(tmp_path, undrawn):
+    record = synthetic.size_sweep_record(decays=(0, 1, 3), boxed=(3,), margins=False)
+    page, text = written(record, tmp_path)
+    assert "margins were not written in the configuration before the run" in page.text
+    assert "15 members without weight decay were read at the last measurement" in page.text
+    ends = {row[0]: row[1:] for row in regions(text)["final accuracy by size"]}
+    assert ends["held-out accuracy"] == ["λ = 0", "λ = 1", "λ = 3"]
+    assert ends["weights in the box"] == ["–", "0.02", "0.80 (in the box)"]
+    assert ends["D = 300"][0] == "0.96 (3 of 3)"
+    assert ends["D_crit"][0] == "–"
+
+
+def test_members_of_a_large_sweep_are_folded_away(tmp_path, undrawn):
+    _, few = written(synthetic.size_sweep_record(), tmp_path)
+    _, many = written(synthetic.size_sweep_record(seeds=4), tmp_path)
+    assert "<summary>All" not in few
+    assert "<summary>All 40 members</summary>" in many
+
+
+def test_runs_of_a_sweep_are_judged_together(tmp_path, undrawn):
+    records = {
+        name: synthetic.size_sweep_record(decays=(decay,), last_time=time)
+        for name, decay, time in (("weak", 0.3, 15.0), ("strong", 1.0, 20.0))
+    }
+    page = compared(records, tmp_path)
+    assert page.text.count("Two predictions about the size") == 1
+    assert "P3: supported." in page.text
+    assert "read at decay time 15, where all 30 members" in page.text
+    for record in records.values():
+        assert "its independence of weight decay (P3) undecided" in verdict(record)
+
+
+def test_a_warm_start_is_told_as_such_in_the_table_of_members(tmp_path, undrawn):
+    page, _ = written(synthetic.size_sweep_record(seeds=1), tmp_path)
+    row = next(row for row in page.rows if len(row) == 10)
+    assert row[4:8] == ["from the start", "–", "from the start", "step 333"]
+    assert "known to within" not in page.text
+
+
+def awkward_sweeps():
+    full = synthetic.size_sweep_record(seeds=2)
+    curves, convergence = (full[name].to_dataset() for name in ("curves", "convergence"))
+    return {
+        "one seed": synthetic.size_sweep_record(seeds=1),
+        "one decay": synthetic.size_sweep_record(decays=(1.0,), seeds=2),
+        "no decay": synthetic.size_sweep_record(decays=(0,), seeds=2),
+        "nobody converged": synthetic.size_sweep_record(unconverged=range(20), seeds=2),
+        "all in the box": synthetic.size_sweep_record(boxed=(0.3, 1.0), seeds=2),
+        "several eps": synthetic.size_sweep_record(eps=(1e-8, 1e-6), seeds=2),
+        "all kept": synthetic.size_sweep_record(sizes=(600, 700, 800), seeds=2),
+        "from scratch": synthetic.size_sweep_record(start="scratch", seeds=2),
+        "nothing of chance": synthetic.size_sweep_record(chance=False, seeds=2),
+        "no baseline": replaced(full, curves=curves.drop_vars("unpaired_share")),
+        "one diverged": replaced(full, curves=curves.where((curves.member != 7) | (curves.step < 900))),
+        "no norms": replaced(full, convergence=convergence.assign(norm=convergence.norm * np.nan)),
+        "no accuracy": replaced(full, curves=curves.assign(accuracy=curves.accuracy * np.nan)),
+        "no onsets": replaced(full, onset=None),
+        "one step": replaced(full, curves=curves.isel(step=[0]), convergence=convergence.isel(step=[0])),
+        "no steps": replaced(full, curves=curves.isel(step=[]), convergence=convergence.isel(step=[])),
+        "other steps": replaced(full, convergence=convergence.isel(step=slice(0, None, 3))),
+        "eight decays": synthetic.size_sweep_record(decays=tuple(0.1 * 2.0**i for i in range(8)), seeds=2),
+    }
+
+
+@pytest.mark.parametrize("name", list(awkward_sweeps()))
+def test_awkward_sweeps_get_a_page(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "available", lambda record: [spec for spec in available(record) if spec.applies])
+    page, _ = written(awkward_sweeps()[name], tmp_path)
+    assert not re.search(r"\bnan\b|\binf\b", page.text)
+    assert len(page.images) == 2
+    assert "Two predictions about the size" in page.text
+
+
+@pytest.mark.parametrize("sizes", [(130,), (130, 300)])
+def test_fewer_than_three_sizes_are_no_sweep(sizes, tmp_path, undrawn):
+    record = synthetic.size_sweep_record(sizes=sizes)
+    page, _ = written(record, tmp_path)
+    assert "Two predictions" not in page.text
+    assert "transition" not in verdict(record)
+
+
 # ---- several runs ----------------------------------------------------------------------------------------------------
 
 
@@ -285,6 +406,6 @@ def test_reading_and_drawing_need_neither_torch_nor_lightning_nor_pyplot():
             for name in names:
                 root = name.split(".")[0]
                 assert root in {"matplotlib", "numpy", "xarray"} | sys.stdlib_module_names or name.startswith(
-                    "grok_lightning.figures"
+                    ("grok_lightning.figures", "grok_lightning.sweeps")
                 ), f"{file.name} imports {name}"
                 assert "pyplot" not in name

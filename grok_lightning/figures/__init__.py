@@ -12,8 +12,10 @@ from matplotlib.figure import Figure
 
 from grok_lightning.figures import (
     circuits,
+    critical_size,
     curves,
     effective_sparsity,
+    forgetting,
     frequencies,
     key_frequencies,
     neuron_frequencies,
@@ -22,14 +24,17 @@ from grok_lightning.figures import (
     subnetworks,
 )
 from grok_lightning.figures.circuits import draw_circuits, found_circuits
+from grok_lightning.figures.critical_size import draw_critical_size, found_critical_size
 from grok_lightning.figures.curves import draw_curves, found_curves
 from grok_lightning.figures.effective_sparsity import draw_effective_sparsity, found_effective_sparsity
+from grok_lightning.figures.forgetting import draw_forgetting, found_forgetting
 from grok_lightning.figures.frequencies import draw_frequencies, found_frequencies
 from grok_lightning.figures.key_frequencies import draw_key_frequencies, found_key_frequencies
 from grok_lightning.figures.neuron_frequencies import draw_neuron_frequencies, found_neuron_frequencies
 from grok_lightning.figures.neuron_norms import draw_neuron_norms, found_neuron_norms
 from grok_lightning.figures.progress import draw_progress, found_progress
 from grok_lightning.figures.reading import groups_of_kind
+from grok_lightning.figures.size_sweep import has_size_sweep
 from grok_lightning.figures.subnetworks import draw_subnetworks, found_subnetworks
 
 __all__ = [
@@ -37,8 +42,10 @@ __all__ = [
     "FigureSpec",
     "available",
     "draw_circuits",
+    "draw_critical_size",
     "draw_curves",
     "draw_effective_sparsity",
+    "draw_forgetting",
     "draw_frequencies",
     "draw_key_frequencies",
     "draw_neuron_frequencies",
@@ -46,8 +53,10 @@ __all__ = [
     "draw_progress",
     "draw_subnetworks",
     "found_circuits",
+    "found_critical_size",
     "found_curves",
     "found_effective_sparsity",
+    "found_forgetting",
     "found_frequencies",
     "found_key_frequencies",
     "found_neuron_frequencies",
@@ -70,6 +79,7 @@ class FigureSpec:
         how_to_read: What is drawn; the first half of the caption.
         found: From a record to sentences saying what this run showed; the second half of the caption.
         arrays: Names of arrays that a group of the first of these kinds must have: a monitor may leave some out.
+        applies: Whether the figure says anything of a record that has all that; None: of any.
     """
 
     name: str
@@ -79,6 +89,7 @@ class FigureSpec:
     how_to_read: str
     found: Callable[[xr.DataTree], str]
     arrays: tuple[str, ...] = ()
+    applies: Callable[[xr.DataTree], bool] | None = None
 
 
 FIGURES: tuple[FigureSpec, ...] = (
@@ -89,6 +100,24 @@ FIGURES: tuple[FigureSpec, ...] = (
         draw=draw_curves,
         how_to_read=curves.HOW_TO_READ,
         found=found_curves,
+    ),
+    FigureSpec(
+        name="critical_size",
+        title="Critical size of the training set",
+        kinds=("Convergence", "LearningCurves"),
+        draw=draw_critical_size,
+        how_to_read=critical_size.HOW_TO_READ,
+        found=found_critical_size,
+        applies=has_size_sweep,
+    ),
+    FigureSpec(
+        name="forgetting",
+        title="Held-out accuracy by size of the training set",
+        kinds=("Convergence", "LearningCurves"),
+        draw=draw_forgetting,
+        how_to_read=forgetting.HOW_TO_READ,
+        found=found_forgetting,
+        applies=has_size_sweep,
     ),
     FigureSpec(
         name="effective_sparsity",
@@ -162,10 +191,12 @@ FIGURES: tuple[FigureSpec, ...] = (
 
 
 def available(record: xr.DataTree) -> tuple[FigureSpec, ...]:
-    """The figures that can be drawn from a record: those whose kinds of group it has, in the order of `FIGURES`."""
+    """The figures of a record: those whose groups it has and that apply to it, in the order of `FIGURES`."""
     return tuple(spec for spec in FIGURES if _can_be_drawn(spec, record))
 
 
 def _can_be_drawn(spec: FigureSpec, record: xr.DataTree) -> bool:
     first, *others = spec.kinds
-    return bool(groups_of_kind(record, first, spec.arrays)) and all(groups_of_kind(record, kind) for kind in others)
+    if not groups_of_kind(record, first, spec.arrays) or not all(groups_of_kind(record, kind) for kind in others):
+        return False
+    return spec.applies is None or spec.applies(record)

@@ -22,6 +22,7 @@ from grok_lightning.figures.reading import (
     groups_of_kind,
     last_rows,
     member_labels,
+    partner_of_kind,
     parts_of_kind,
     read_onsets,
     run_in_title,
@@ -30,7 +31,9 @@ from grok_lightning.figures.reading import (
 )
 from grok_lightning.figures.style import (
     BLUE,
+    GREEN,
     LABEL,
+    PURPLE,
     STRIP,
     VERMILLION,
     Dashes,
@@ -51,7 +54,8 @@ from grok_lightning.figures.style import (
     tick_text,
     tidy,
 )
-from grok_lightning.figures.words import capital, count, decimals, spread
+from grok_lightning.figures.words import capital, count, decimals, number, spread
+from grok_lightning.sweeps import Survival, in_words
 
 __all__ = [
     "HOW_TO_READ",
@@ -62,20 +66,26 @@ __all__ = [
     "last_accuracy",
     "onset_sentences",
     "scale_loss",
+    "shrink_steps",
     "swapped_share",
 ]
 
 HOW_TO_READ = (
     "Accuracy (left) and loss (right) on the rows trained on and on held-out rows. Strong lines: mean over members "
     "that differ only in their seeds; bands: one standard deviation to either side; faint lines: single members. "
-    "Onsets are marked at the median over members and from the earliest to the latest. Grokking is a long stretch "
-    "between the two onsets."
+    "Onsets are marked at the median over members (by Kaplan-Meier where some never got there) and from the earliest "
+    "to the latest. Grokking is a long stretch between the two onsets."
 )
 
 TRAIN, HELD_OUT, UNPAIRED = "train", "held_out", "held_out_unpaired"
+REMOVED, NEVER_SEEN = "held_out_removed", "held_out_never_seen"
 SPLIT_NAMES = {TRAIN: "rows trained on", HELD_OUT: "held-out rows"}
 UNPAIRED_NAME, SWAPPED_NAME = "held-out, swap held out too", "share with swap trained on"
 SPLIT_COLOURS = {TRAIN: BLUE, HELD_OUT: VERMILLION}
+PART_NAMES = {REMOVED: "rows removed", NEVER_SEEN: "rows never seen"}
+PART_COLOURS = {REMOVED: GREEN, NEVER_SEEN: PURPLE}
+SHRUNK = "smaller training set"
+SHRINK = "#555555"
 SPLIT_DASHES: dict[str, Dashes] = {TRAIN: "--", HELD_OUT: "-"}
 
 
@@ -92,12 +102,15 @@ def draw_curves(record: xr.DataTree) -> Figure:
     Where rows are pairs (a, b), this is Figures 1(a) and 1(d) of Varma, Shah, Kenton, Kramár, Kumar 2023, arXiv
     2309.02390, with two lines more: the share of held-out rows whose swap (b, a) was trained on, which is what a
     network gets right that has only noticed that the operation is commutative, and accuracy on the other held-out rows.
+    Where the training set was made smaller on the way, the step is marked, and it is Figure 1(b): with accuracy on the
+    rows removed and on rows never seen, where there is one setting.
 
     Args:
         record: A record with a group of kind `LearningCurves`; `loss` and `accuracy` over `(step, member, split)` in
             any order and, if there are such rows, `unpaired_share` over `(step, member)`, the share of the split
             `held_out_unpaired` in the held-out rows. NaN is passed over. Onsets are marked where a group of
-            kind `Onset` exists.
+            kind `Onset` exists, the smaller set where one of kind `DatasetShrink` does (`step` over `member`, NaN: not
+            shrunk).
 
     Returns:
         The figure, with its caption.
@@ -121,6 +134,7 @@ def _draw_group(figure: Figure, axes: NDArray[Any], record: xr.DataTree, group: 
     found = settings(group)
     key = palette(found)
     onsets = read_onsets(record, member_labels(group))
+    strip = onsets if onsets is not None and onsets.any_later else None
     for panel, name in zip(axes, ("accuracy", "loss"), strict=True):
         if name == "loss":
             scale_loss(panel, np.concatenate([_values(group, name, TRAIN), _values(group, name, HELD_OUT)]))
@@ -134,19 +148,23 @@ def _draw_group(figure: Figure, axes: NDArray[Any], record: xr.DataTree, group: 
                 _draw_line(panel, clock, group, "true_accuracy", TRAIN, setting, line, ":", behind=False)
             if name == "accuracy":
                 _draw_swaps(panel, clock, group, setting, SPLIT_COLOURS[HELD_OUT] if len(found) == 1 else colour)
+            if name == "accuracy" and len(found) == 1:
+                for split, line in PART_COLOURS.items():
+                    _draw_line(panel, clock, group, name, split, setting, line, "-", behind=False, thin=True)
+        _mark_shrink(panel, clock, shrink_steps(record, group))
         tidy(panel, f"{name.capitalize()}{suffix}")
         if len(found) == 1:
             mark_onsets(panel, clock, onsets, found[0].members)
         elif key.few:
-            mark_onsets_above(panel, clock, onsets, found, key)
+            mark_onsets_above(panel, clock, strip, found, key)
         draw_step_axis(panel, clock, group["step"].values)
     _scale_accuracy(axes[0], group)
     key.add_colourbar(figure, list(axes))
     if len(found) == 1:
         add_key(figure, _one_setting_key(axes[0], found[0]), 3 if len(found[0].members) > 1 else 4)
     else:
-        add_key(figure, _settings_key(axes[0], found, key, onsets, group), 3)
-        heighten(figure, (STRIP + 4) * len(found) if key.few else 0)
+        add_key(figure, _settings_key(axes[0], found, key, strip, group), 3)
+        heighten(figure, (STRIP + 4) * len(found) if key.few and strip is not None else 0)
 
 
 def _values(group: xr.Dataset, name: str, split: str) -> NDArray[np.float64]:
@@ -190,6 +208,25 @@ def _draw_swaps(axes: Axes, clock: Clock, group: xr.Dataset, setting: Setting, c
         )
 
 
+def shrink_steps(record: xr.DataTree, group: xr.Dataset) -> NDArray[np.float64]:
+    """The step from which each member of a group trained on fewer rows: `(E,)`; NaN where it did not."""
+    shrink = partner_of_kind(record, "DatasetShrink", group)
+    if shrink is None or "step" not in shrink:
+        return np.full(group.sizes["member"], np.nan)
+    return np.asarray(shrink["step"].values, dtype=np.float64)
+
+
+def _mark_shrink(axes: Axes, clock: Clock, steps: NDArray[np.float64]) -> None:
+    """One thin line at the median over all members, and beneath it a span from the earliest to the latest."""
+    times = clock.time(steps[np.isfinite(steps)])
+    if not times.size:
+        return
+    if times.max() > times.min():
+        axes.axvspan(float(times.min()), float(times.max()), color=SHRINK, alpha=0.12, linewidth=0, zorder=0)
+    label = SHRUNK if len(steps) == 1 else f"{SHRUNK} ({times.size} of {len(steps)})"
+    axes.axvline(float(np.median(times)), color=SHRINK, linewidth=1.0, label=label, zorder=1)
+
+
 def swapped_share(group: xr.Dataset) -> NDArray[np.float64]:
     """Share of each member's held-out rows (a, b) whose swap (b, a) is a row that it was trained on.
 
@@ -207,7 +244,8 @@ def swapped_share(group: xr.Dataset) -> NDArray[np.float64]:
 
 
 def _scale_accuracy(axes: Axes, group: xr.Dataset) -> None:
-    drawn = [*(_values(group, "accuracy", split) for split in (TRAIN, HELD_OUT, UNPAIRED)), swapped_share(group)]
+    splits = (TRAIN, HELD_OUT, UNPAIRED, *PART_NAMES)
+    drawn = [*(_values(group, "accuracy", split) for split in splits), swapped_share(group)]
     lowest = min((float(np.nanmin(values)) for values in drawn if np.isfinite(values).any()), default=0.0)
     axes.set_ylim(0.38 if lowest >= 0.4 else -0.02, 1.02)
     axes.set_ylabel("accuracy (fraction of rows)", fontsize=LABEL)
@@ -247,6 +285,9 @@ def _one_setting_key(axes: Axes, setting: Setting) -> list[Artist]:
         if f"accuracy {split}" in drawn:
             handles.append(Line2D([], [], color=SPLIT_COLOURS[split], linewidth=1.8, label=name))
     handles += _swap_handles(drawn, SPLIT_COLOURS[HELD_OUT])
+    for split, name in PART_NAMES.items():
+        if f"accuracy {split}" in drawn:
+            handles.append(Line2D([], [], color=PART_COLOURS[split], linewidth=1.0, label=name))
     if "true_accuracy train" in drawn:
         handles.append(Line2D([], [], color=BLUE, linewidth=1.8, linestyle=":", label="the same, true labels"))
     if handles and len(setting.members) > 1:
@@ -279,6 +320,7 @@ def _settings_key(
         )
     lines, labels = axes.get_legend_handles_labels()
     handles += _swap_handles(dict(zip(labels, lines, strict=True)), "#444444")
+    handles += [line for line, label in zip(lines, labels, strict=True) if label.startswith(SHRUNK)]
     return handles + onset_handles() if key.few and onsets is not None else handles
 
 
@@ -303,8 +345,8 @@ def found_curves(record: xr.DataTree) -> str:
 def onset_sentences(record: xr.DataTree) -> list[str]:
     """How many members memorised, generalised and forgot, and when, in one sentence an event and setting.
 
-    Beyond seven settings all members are counted together. The median is over the members to whom the event happened;
-    the others are counted as not having done so by the last step.
+    Beyond seven settings all members are counted together. Where an event did not happen to all of them, its median and
+    quartiles are those of Kaplan and Meier. What held at step 0, as in a network that was warm-started, is no onset.
     """
     kinds = [*groups_of_kind(record, "Onset").values()]
     if not kinds:
@@ -320,12 +362,17 @@ def onset_sentences(record: xr.DataTree) -> list[str]:
 def _sentences_of(clock: Clock, onsets: Onsets, members: NDArray[np.intp], head: str) -> list[str]:
     events = [event for event in ("memorised", "generalised") if onsets.looked_for[event][members].any()]
     clauses = [_event_words(clock, onsets, members, event) for event in events]
+    if len(events) == 2 and not any(onsets.step[event][members].any() for event in events):
+        who = f"all {len(members)} members" if len(members) > 1 else "the member"
+        clauses = [f"{who} had memorised and generalised from the start"]
     if not clauses:
         clauses.append("onsets were not looked for")
     forgot = onsets.happened("forgotten", members)
     if forgot.size:
         who = f"{forgot.size} of {len(members)}" if len(members) > 1 else "the member"
-        clauses.append(f"{who} forgot again, at {clock.spread(forgot)}")
+        survival = onsets.survival("forgotten", members)
+        when = _survival_words(clock, survival) if survival.n_never else f", at {clock.spread(forgot)}"
+        clauses.append(f"{who} forgot again{when}")
     # One sentence a setting, so that its name is said once.
     return [f"{head}{'; '.join(clauses)}."] if head else [f"{capital(clause)}." for clause in clauses]
 
@@ -337,13 +384,26 @@ def _event_words(clock: Clock, onsets: Onsets, members: NDArray[np.intp], event:
     looked = onsets.last_step[event][late]
     looked = looked[np.isfinite(looked)]
     by = f"by {clock.at(float(looked.min()))}" if looked.size else "in this run"
+    later = happened[happened > 0]
+    at_once = happened.size - later.size
     if len(members) == 1:
-        return f"the member did not {verb} {by}" if late.size else f"the member {event} at {clock.spread(happened)}"
+        if late.size:
+            return f"the member did not {verb} {by}"
+        return f"the member had {event} from the start" if at_once else f"the member {event} at {clock.spread(later)}"
     if happened.size == 0:
         return f"none of the {len(members)} members {event} {by}"
     who = f"all {len(members)}" if late.size == 0 else f"{happened.size} of {len(members)}"
-    rest = f", and {late.size} did not {by}" if late.size else ""
-    return f"{who} members {event}, at {clock.spread(happened)}{rest}"
+    if not later.size:
+        return f"{who} members had {event} from the start" + (f", and {late.size} did not {by}" if late.size else "")
+    start = f", {at_once} of them from the start" if at_once else ""
+    if late.size:
+        return f"{who} members {event} {by}{start}{_survival_words(clock, onsets.survival(event, members))}"
+    return f"{who} members {event}{start}, {'the others ' if at_once else ''}at {clock.spread(later)}"
+
+
+def _survival_words(clock: Clock, survival: Survival) -> str:
+    """The end of a clause: quartiles, and how many never got there."""
+    return f"; {clock.unit} by Kaplan-Meier: {in_words(survival, lambda step: number(float(clock.time(step))))}"
 
 
 def delay_sentence(record: xr.DataTree) -> str:
@@ -353,7 +413,7 @@ def delay_sentence(record: xr.DataTree) -> str:
         return ""  # a median over different settings would say nothing of any of them
     onsets = read_onsets(record, member_labels(groups[0]))
     assert onsets is not None
-    both = np.isfinite(onsets.step["generalised"]) & (np.nan_to_num(onsets.step["memorised"]) > 0)
+    both = (np.nan_to_num(onsets.step["generalised"]) > 0) & (np.nan_to_num(onsets.step["memorised"]) > 0)
     if not both.any():
         return ""
     ratio = onsets.step["generalised"][both] / onsets.step["memorised"][both]
@@ -370,13 +430,14 @@ def accuracy_at_memorisation(record: xr.DataTree, group: xr.Dataset) -> NDArray[
         group: Its group of learning curves.
 
     Returns:
-        `(E,)`; NaN for a member that did not memorise or that has no held-out rows.
+        `(E,)`; NaN for a member that did not memorise, or had so from the start, or that has no held-out rows.
     """
     held_out = _values(group, "accuracy", HELD_OUT)
     onsets = read_onsets(record, member_labels(group))
     if onsets is None:
         return np.full(held_out.shape[1], np.nan)
-    return values_at(held_out, group["step"].values, onsets.step["memorised"])
+    memorised = onsets.step["memorised"]
+    return values_at(held_out, group["step"].values, np.where(memorised > 0, memorised, np.nan))
 
 
 def last_accuracy(group: xr.Dataset, split: str) -> tuple[NDArray[np.float64], int | None]:
@@ -409,7 +470,35 @@ def _accuracy_sentences(record: xr.DataTree, group: xr.Dataset) -> list[str]:
             sentences.append(f"{name} accuracy was not measured.")
         else:
             sentences.append(f"{name} accuracy at {clock.at(step)} was {spread(end[np.isfinite(end)], decimals)}.")
-    return sentences + _swap_sentences(clock, group)
+    return sentences + _shrink_sentences(record, clock, group) + _swap_sentences(clock, group)
+
+
+def _shrink_sentences(record: xr.DataTree, clock: Clock, group: xr.Dataset) -> list[str]:
+    """When training went on with fewer rows, and what became of the others."""
+    steps = shrink_steps(record, group)
+    shrunk = np.flatnonzero(np.isfinite(steps))
+    sentences = []
+    if shrunk.size:
+        shrink = partner_of_kind(record, "DatasetShrink", group)
+        assert shrink is not None
+        before, after = (
+            _range(shrink[name].values[shrunk]) if name in shrink else "" for name in ("rows_before", "size")
+        )
+        rows = f" from {before} to {after} rows" if before and after else ""
+        who = f" of {shrunk.size} of {len(steps)} members" if shrunk.size < len(steps) else ""
+        sentences.append(f"The training set{who} shrank{rows} at {clock.spread(steps[shrunk])}.")
+    for split, name in PART_NAMES.items():
+        end, step = last_accuracy(group, split)
+        if step is not None:
+            known = spread(end[np.isfinite(end)], decimals)
+            sentences.append(f"On the {name}, accuracy at {clock.at(step)} was {known}.")
+    return sentences
+
+
+def _range(values: NDArray[np.float64]) -> str:
+    """Smallest and largest of some numbers of rows, in words."""
+    low, high = number(float(np.min(values))), number(float(np.max(values)))
+    return low if low == high else f"{low}–{high}"
 
 
 def _swap_sentences(clock: Clock, group: xr.Dataset) -> list[str]:

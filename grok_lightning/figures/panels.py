@@ -138,7 +138,7 @@ def finish_panels(
     if len(found) == 1:
         lines, labels = panels[0].get_legend_handles_labels()
         handles += [line for line, label in zip(lines, labels, strict=True) if label.startswith(EVENTS)]
-    elif key.few and measured.onsets is not None:
+    elif key.few and measured.onsets is not None and measured.onsets.any_later:
         # Once: the panels beneath have the same time axis.
         for axes in grid[0]:
             mark_onsets_above(axes, measured.clock, measured.onsets, found, key)

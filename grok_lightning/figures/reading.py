@@ -16,6 +16,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from grok_lightning.figures.words import count, number, spread
+from grok_lightning.sweeps import Survival, kaplan_meier
 
 __all__ = [
     "EVENTS",
@@ -320,6 +321,29 @@ class Onsets:
         """Steps of an event for those of the members to whom it happened."""
         steps = self.step[event][members]
         return steps[np.isfinite(steps)]
+
+    @property
+    def any_later(self) -> bool:
+        """Whether any member memorised or generalised later than at step 0, where a warm-started network knows all."""
+        return any(bool((np.nan_to_num(self.step[event]) > 0).any()) for event in ("memorised", "generalised"))
+
+    def survival(self, event: str, members: NDArray[np.intp]) -> Survival:
+        """When an event happened, with members to whom it did not counted as looked at until their last step.
+
+        Args:
+            event: The event.
+            members: Positions of the members; of those looked at, for *forgotten* only those that had generalised.
+        """
+        able = members[self.looked_for[event][members]]
+        if event == "forgotten":
+            able = able[np.isfinite(self.step["generalised"][able])]
+        return kaplan_meier(self.step[event][able], self.last_step[event][able])
+
+    def median(self, event: str, members: NDArray[np.intp]) -> float:
+        """Median step of an event; that of `survival` where it did not happen to all, NaN where it is not reached."""
+        survival = self.survival(event, members)
+        happened = self.happened(event, members)
+        return float(np.median(happened)) if happened.size and not survival.n_never else survival.median
 
 
 def read_onsets(record: xr.DataTree, members: NDArray[Any]) -> Onsets | None:

@@ -31,6 +31,7 @@ __all__ = [
     "draw_map",
     "draw_mean",
     "draw_step_axis",
+    "draw_time_axis",
     "heighten",
     "log_ticks",
     "mark_onsets",
@@ -112,7 +113,7 @@ def heighten(figure: Figure, points: float) -> None:
 
 def add_caption(figure: Figure, text: str) -> None:
     """Writes a caption beneath a figure and makes room for it."""
-    lines = textwrap.wrap(text, CAPTION_COLUMNS)
+    lines = textwrap.wrap(text, CAPTION_COLUMNS, break_on_hyphens=False)
     heighten(figure, len(lines) * CAPTION * 1.3)
     figure.supxlabel(plain("\n".join(lines)), x=0.012, ha="left", fontsize=CAPTION, linespacing=1.25, color="#222222")
 
@@ -205,7 +206,7 @@ def _colour_scale(found: Sequence[Setting]) -> tuple[list[float], str, Normalize
         low, high = min(values), max(values)
         wide = low > 0 and high / low >= 20
         return values, found[0].names[0], LogNorm(low, high) if wide else Normalize(low, high)
-    label = f"setting, ordered by {', '.join(found[0].names)}"
+    label = f"setting, ordered by\n{', '.join(found[0].names)}"
     return [float(i + 1) for i in range(len(found))], label, Normalize(1, len(found))
 
 
@@ -393,13 +394,27 @@ def draw_step_axis(axes: Axes, clock: Clock, steps: NDArray[Any]) -> None:
     first = float(positive[0]) if positive.size else 1.0
     last = float(positive[-1]) if positive.size else 1.0
     unit = f"epoch of {count(clock.steps_per_epoch, 'step')}" if clock.steps_per_epoch > 0 else "optimizer step"
+    # A fraction of an epoch such as 0.0312 says less than the step that it is.
+    end = number(first) if first.is_integer() else f"step {number(first * max(clock.steps_per_epoch, 1))}"
+    draw_time_axis(axes, first, last, unit, zero=bool(times.size and times[0] <= 0), end=end)
+
+
+def draw_time_axis(axes: Axes, first: float, last: float, unit: str, *, zero: bool, end: str = "") -> None:
+    """Makes the x axis logarithmic and, where 0 is to be seen, linear from there to the first moment after it.
+
+    Args:
+        axes: The axes.
+        first: The first moment above 0.
+        last: The last moment.
+        unit: What time is told in, for the label.
+        zero: Whether 0 is to be seen.
+        end: Where the linear part ends, in words; `first` as a number where it is not given.
+    """
     ticks = log_ticks(first, last)
-    if times.size and times[0] <= 0:
+    if zero:
         axes.set_xscale("symlog", linthresh=first, linscale=0.4)
         axes.set_xlim(0, last * 1.02)
-        # A fraction of an epoch such as 0.0312 says less than the step that it is.
-        end = number(first) if first.is_integer() else f"step {number(first * max(clock.steps_per_epoch, 1))}"
-        axes.set_xlabel(f"{unit}\n(log scale; linear from 0 to {end})", fontsize=LABEL)
+        axes.set_xlabel(f"{unit}\n(log scale; linear from 0 to {end or number(first)})", fontsize=LABEL)
         ticks = [0.0, *ticks]
     else:
         axes.set_xscale("log")
@@ -443,28 +458,30 @@ def tidy(axes: Axes, title: str) -> None:
 def mark_onsets(axes: Axes, clock: Clock, onsets: Onsets | None, members: NDArray[np.intp]) -> None:
     """Marks each event by a line at its median and, beneath, a span from the earliest to the latest member.
 
-    The lines carry legend labels with the counts; an event that happened to no member is not drawn.
+    The lines carry legend labels with the counts; an event that happened to no member, or to all from the start, is not
+    drawn. Where the median is not reached, for it happened to too few, the line is at the first of them.
     """
     if onsets is None:
         return
     for event in EVENTS:
         times = clock.time(onsets.happened(event, members))
-        if times.size == 0:
+        if not times.any():
             continue
         colour = EVENT_COLOURS[event]
         if times.max() > times.min():
             axes.axvspan(float(times.min()), float(times.max()), color=colour, alpha=0.10, linewidth=0, zorder=0)
-        label = event if len(members) == 1 else f"{event} ({times.size} of {len(members)})"
-        axes.axvline(
-            float(np.median(times)), color=colour, linestyle=EVENT_DASHES[event], linewidth=1.2, label=label, zorder=1
-        )
+        label, place = event, float(clock.time(onsets.median(event, members)))
+        if math.isnan(place):
+            label, place = f"{event}, the first", float(times.min())
+        label += "" if len(members) == 1 else f" ({times.size} of {len(members)})"
+        axes.axvline(place, color=colour, linestyle=EVENT_DASHES[event], linewidth=1.2, label=label, zorder=1)
 
 
 def mark_onsets_above(axes: Axes, clock: Clock, onsets: Onsets | None, found: Sequence[Setting], key: Palette) -> None:
     """Marks the onsets of several settings in a strip above the axes, one line a setting.
 
-    Hollow: memorised; filled: generalised, each at the median with a bar over the range of members. Spans behind the
-    curves, as for one setting, would cover one another.
+    Hollow: memorised; filled: generalised, each at the median with a bar over the range of members, and a bar alone
+    where the median is not reached. Spans behind the curves, as for one setting, would cover one another.
     """
     if onsets is None:
         return
@@ -474,11 +491,15 @@ def mark_onsets_above(axes: Axes, clock: Clock, onsets: Onsets | None, found: Se
         up = ScaledTranslation(0, (STRIP * (len(found) - row) - 2) / 72, figure.dpi_scale_trans)
         place = axes.get_xaxis_transform() + up
         for event, face in (("memorised", "white"), ("generalised", colour)):
-            times = clock.time(onsets.happened(event, setting.members))
-            if times.size == 0:
+            members = setting.members
+            times = clock.time(onsets.happened(event, members))
+            if not times.any():
                 continue
-            ends, median = [float(times.min()), float(times.max())], float(np.median(times))
-            axes.plot(ends, [1, 1], transform=place, clip_on=False, color=colour, linewidth=1.2, zorder=5)
+            ends, median = [float(times.min()), float(times.max())], float(clock.time(onsets.median(event, members)))
+            ticks = "|" if math.isnan(median) else None
+            axes.plot(ends, [1, 1], transform=place, clip_on=False, color=colour, linewidth=1.2, marker=ticks, zorder=5)
+            if math.isnan(median):
+                continue
             axes.plot(
                 [median],
                 [1],

@@ -344,11 +344,16 @@ def test_found_counts_members_that_did_not_generalise():
     onset = record["onset"].to_dataset()
     onset["step"].loc[{"event": "generalised", "member": [1, 3]}] = np.nan
     censored = replaced(record, onset=onset)
+    # Epochs 118, 123, 125 and two that are still without: a half of five is the third.
     assert (
-        "3 of 5 members generalised, at epoch 123 (median; range 118 to 125), and 2 did not by epoch 300 (step 9600)."
-        in (found_curves(censored))
+        "3 of 5 members generalised by epoch 300 (step 9600); epoch by Kaplan-Meier: median 125 (quartiles 123 to not "
+        "reached; 2 of 5 never did)." in found_curves(censored)
     )
-    assert line(draw_curves(censored).axes[0], "generalised (3 of 5)").get_xdata()[0] == 123
+    assert line(draw_curves(censored).axes[0], "generalised (3 of 5)").get_xdata()[0] == 125
+    onset["step"].loc[{"event": "generalised", "member": 0}] = np.nan
+    few = replaced(record, onset=onset)
+    assert "by Kaplan-Meier: median not reached (quartiles 123 to not reached; 3 of 5 never did)" in found_curves(few)
+    assert line(draw_curves(few).axes[0], "generalised, the first (2 of 5)").get_xdata()[0] == 118
     onset["step"].loc[{"event": "generalised"}] = np.nan
     never = replaced(record, onset=onset)
     assert "None of the 5 members generalised by epoch 300 (step 9600)." in onset_sentences(never)
@@ -376,6 +381,118 @@ def test_a_member_that_knew_all_at_step_0_has_no_delay_factor():
     onset["step"].loc[{"event": "memorised", "member": 0}] = 0.0
     assert delay_sentence(replaced(record, onset=onset)) == "Generalising took 8.7 times as many steps as memorising."
     is_drawn(draw_curves(replaced(record, onset=onset)))
+
+
+def warm(members=3, later=(), never=()):
+    """Members that know all at step 0, but for some that get there later or never."""
+    record = synthetic.parity_record(members=members)
+    onset = record["onset"].to_dataset()
+    onset["resolution"] = onset["resolution"] * 0
+    for event in ("memorised", "generalised"):
+        known = np.zeros(members)
+        known[list(later)] = 640.0
+        known[list(never)] = np.nan
+        onset["step"].loc[{"event": event}] = known
+    return replaced(record, onset=onset)
+
+
+def test_what_a_warm_started_network_knew_is_not_told_as_an_onset():
+    assert onset_sentences(warm()) == ["All 3 members had memorised and generalised from the start."]
+    assert onset_sentences(warm(1)) == ["The member had memorised and generalised from the start."]
+    assert onset_sentences(warm(3, later=[1]))[1] == (
+        "All 3 members generalised, 2 of them from the start, the others at epoch 20 (step 640)."
+    )
+    assert onset_sentences(warm(3, never=[0]))[1] == (
+        "2 of 3 members had generalised from the start, and 1 did not by epoch 300 (step 9600)."
+    )
+    assert (
+        "2 of 3 members generalised by epoch 300 (step 9600), 1 of them from the start; epoch by Kaplan-Meier: "
+        in (onset_sentences(warm(3, later=[1], never=[0]))[1])
+    )
+    for record in (warm(), warm(1), warm(3, later=[1]), warm(3, never=[0])):
+        assert delay_sentence(record) in ("", "Generalising took 1.0 times as many steps as memorising.")
+        assert "at memorisation was 0.5" not in found_curves(warm())
+        is_drawn(draw_curves(record))
+    assert "at memorisation" not in found_curves(warm())
+    assert not [entry for entry in draw_curves(warm()).axes[0].get_lines() if "(3 of 3)" in str(entry.get_label())]
+
+
+def test_forgetting_is_that_of_members_that_had_generalised():
+    record = warm(5, never=[4])
+    onset = record["onset"].to_dataset()
+    onset["step"].loc[{"event": "forgotten"}] = [3200.0, 6400.0, 9600.0, np.nan, np.nan]
+    told = onset_sentences(replaced(record, onset=onset))[-1]
+    assert told == ("3 of 5 forgot again; epoch by Kaplan-Meier: median 200 (quartiles 100 to 300; 1 of 4 never did).")
+    onset["step"].loc[{"event": "forgotten", "member": 3}] = 3200.0
+    told = onset_sentences(replaced(record, onset=onset))[-1]
+    assert told == "4 of 5 forgot again, at epoch 150 (median; range 100 to 300)."
+
+
+def test_a_strip_without_onsets_takes_no_room():
+    cold = synthetic.sweep_record(settings=2, repeats=2)
+    onset = cold["onset"].to_dataset()
+    knowing = replaced(cold, onset=onset.assign(step=onset.step.where(onset.event == "forgotten", 0.0)))
+    tall, low = (is_drawn(draw_curves(record)) for record in (cold, knowing))
+    assert low.get_figheight() < tall.get_figheight()
+    assert "memorised" not in [text.get_text() for text in low.legends[0].get_texts()]
+
+
+# ---- a training set that shrinks -------------------------------------------------------------------------------------
+
+
+def shrunk(**options):
+    return synthetic.size_sweep_record(sizes=(130,), decays=(1.0,), start="shrunk", **options)
+
+
+def test_the_step_at_which_the_training_set_shrank_is_marked():
+    accuracy, loss = is_drawn(draw_curves(shrunk())).axes
+    for axes in (accuracy, loss):
+        assert line(axes, "smaller training set (3 of 3)").get_xdata()[0] == 1200
+        spans = [(patch.get_x(), patch.get_x() + patch.get_width()) for patch in axes.patches]
+        assert (1000, 1400) in spans
+    found = found_curves(shrunk())
+    assert "The training set shrank from 961 to 130 rows at step 1200 (median; range 1000 to 1400)." in found
+    key = [text.get_text() for text in draw_curves(shrunk()).legends[0].get_texts()]
+    assert "smaller training set (3 of 3)" in key
+    sweep = synthetic.size_sweep_record(start="shrunk")
+    assert line(is_drawn(draw_curves(sweep)).axes[0], "smaller training set (30 of 30)").get_xdata()[0] == 1200
+    assert "shrank from 961 to 60–300 rows" in found_curves(sweep)
+
+
+def test_a_set_that_never_shrank_is_not_marked():
+    record = shrunk()
+    group = record["dataset_shrink"].to_dataset()
+    some = replaced(record, dataset_shrink=group.assign(step=group.step.where(group.member > 0)))
+    assert line(draw_curves(some).axes[0], "smaller training set (2 of 3)").get_xdata()[0] == 1300
+    assert "The training set of 2 of 3 members shrank" in found_curves(some)
+    for without in (None, group.assign(step=group.step * np.nan), group.drop_vars("step")):
+        never = replaced(record, dataset_shrink=without)
+        assert not [e for e in is_drawn(draw_curves(never)).axes[0].get_lines() if "smaller" in str(e.get_label())]
+        assert "shrank" not in found_curves(never)
+    bare = replaced(record, dataset_shrink=group[["step"]].assign_attrs(group.attrs))
+    assert "The training set shrank at step 1200" in found_curves(bare)
+
+
+def test_accuracy_on_rows_removed_and_never_seen_is_drawn_in_one_setting_and_told():
+    record = shrunk()
+    curves = record["curves"].to_dataset()
+    curves["accuracy"].loc[{"split": "held_out_never_seen"}] = 0.25 + 0 * curves.accuracy.sel(split="held_out").values
+    both = replaced(record, curves=curves)
+    accuracy, loss = is_drawn(draw_curves(both)).axes
+    removed, never_seen = (line(accuracy, f"accuracy held_out_{part}") for part in ("removed", "never_seen"))
+    np.testing.assert_allclose(never_seen.get_ydata(), 0.25)
+    assert removed.get_xdata()[0] >= 1000
+    assert removed.get_linewidth() < line(accuracy, "accuracy held_out").get_linewidth()
+    assert not [entry for entry in loss.get_lines() if "removed" in str(entry.get_label())]
+    assert {"rows removed", "rows never seen"} <= {t.get_text() for t in draw_curves(both).legends[0].get_texts()}
+    assert "On the rows removed, accuracy at step 16400 was" in found_curves(both)
+    assert "On the rows never seen, accuracy at step 16400 was 0.25 for all 3." in found_curves(both)
+    labels = [str(entry.get_label()) for entry in draw_curves(shrunk()).axes[0].get_lines()]
+    assert "accuracy held_out_never_seen" not in labels
+    assert "rows never seen" not in found_curves(shrunk())
+    sweep = synthetic.size_sweep_record(sizes=(60, 300), start="shrunk")
+    labels = [str(entry.get_label()) for entry in draw_curves(sweep).axes[0].get_lines()]
+    assert not [label for label in labels if "removed" in label]
 
 
 def test_accuracy_at_memorisation_is_that_of_the_nearest_measurement():
@@ -526,7 +643,7 @@ def test_several_groups_of_curves_get_a_row_each():
 
 def test_captions_say_how_to_read_and_what_was_found():
     drawn = set()
-    for record in (synthetic.parity_record(), synthetic.modular_record(members=2)):
+    for record in (synthetic.parity_record(), synthetic.modular_record(members=2), synthetic.size_sweep_record()):
         for spec in available(record):
             caption = spec.draw(record).get_supxlabel().replace("\n", " ")
             assert caption == f"{spec.how_to_read} {spec.found(record)}"
@@ -546,7 +663,9 @@ def test_taking_the_caption_away_takes_its_room_away():
 
 def test_nothing_overlaps_in_the_figures():
     joined = joined_with_other_steps()[1]
-    for record in (synthetic.parity_record(), synthetic.sweep_record(), synthetic.sweep_record(12, 2), joined):
+    sizes = synthetic.size_sweep_record(decays=(0, 0.3, 1, 3), eps=(1e-8, 1e-6), boxed=(3,), seeds=1)
+    records = synthetic.parity_record(), synthetic.sweep_record(), synthetic.sweep_record(12, 2), joined
+    for record in (*records, shrunk(), sizes):
         for spec in available(record):
             figure = spec.draw(record)
             canvas = FigureCanvasAgg(figure)
