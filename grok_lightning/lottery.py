@@ -28,7 +28,7 @@ class LotteryTicket(Intervention):
 
     After Frankle and Carbin 2019 (arXiv 1803.03635); the code of Merrill, Tsilivis, Shukla 2023 (arXiv 2303.11873) has
     such an experiment, which its paper does not report. Each member takes the initial weights of the member of that run
-    with the same seed (of several, with the same coordinates, where both runs have them), and keeps the neurons that
+    with the same seed (and the same coordinates, where both runs have them), and keeps the neurons that
     the run's ``SubnetworkComparison`` found to generalise in its end (``generalizing``), all others
     (``complementary``), or as many drawn at random (``control``). The weights into and out of the other neurons, and
     their biases, are set to 0, where they stay: an activation that maps 0 to 0 passes them neither a signal nor a
@@ -120,7 +120,7 @@ class LotteryTicket(Intervention):
             raise ValueError(f"LotteryTicket: {run.directory} has no weights of step 0; a WeightTrajectory keeps them")
         theirs = {str(name): values.values.tolist() for name, values in group.coords.items() if "member" in values.dims}
         try:
-            partners = torch.tensor(match_members(members, theirs))
+            partners = torch.tensor(match_members(members, theirs, alike=True))
         except ValueError as error:
             raise ValueError(f"LotteryTicket: {run.directory} {error}") from error
         initial = {name: value[partners] for name, value in kept[0].items()}

@@ -145,7 +145,7 @@ def seeds(members: Members, name: str) -> list[int]:
     return [int(value) for value in members.get(name, members["seed"])]
 
 
-def match_members(members: Members, others: Members) -> list[int]:
+def match_members(members: Members, others: Members, alike: bool = False) -> list[int]:
     """Return for each member which of the others has its initial weights: the one with the same seed.
 
     Seeds are those of the initial weights, ``init_seed`` where it is given apart. Where several of the others have the
@@ -154,6 +154,7 @@ def match_members(members: Members, others: Members) -> list[int]:
     Args:
         members: Table of coordinates.
         others: Table of coordinates of another population.
+        alike: Whether these other coordinates have to be the member's in any case.
 
     Returns:
         An index into ``others`` for every member.
@@ -170,7 +171,7 @@ def match_members(members: Members, others: Members) -> list[int]:
     for e, seed in enumerate(members[own_seed]):
         wanted = {their_seed: seed}
         fitting = [i for i, theirs in enumerate(others[their_seed]) if theirs == seed]
-        if len(fitting) > 1:
+        if alike or len(fitting) > 1:
             wanted |= {name: members[name][e] for name in shared}
             fitting = [i for i in fitting if all(others[name][i] == value for name, value in wanted.items())]
         if len(fitting) != 1:

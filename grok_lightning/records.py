@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+import yaml
 
 from grok_callbacks import Intervention, Monitor
 from grok_lightning.population import Members
@@ -18,6 +19,12 @@ Attributes = Mapping[str, str | int | float]
 
 RUN = "run"
 """Member coordinate of a joined record: the label of the run that a member is of."""
+
+DIFFERENT = "different"
+"""Attribute of a joined record: what its runs differ in that makes them networks or tasks of two kinds."""
+
+NOT_OF_THE_NETWORK = ("optimizer", "scheduler", "warm_start", "loss", "members")
+"""Arguments of a model that leave the network what it is."""
 
 
 def build_record(
@@ -77,7 +84,9 @@ def join_records(records: Mapping[str, xr.DataTree]) -> xr.DataTree:
         that a run does not have is NaN for its members, an empty text among texts. A group that a run does not have is
         without its members. Attributes of the root: ``experiment`` is the labels joined by `` + ``, ``n_members`` the
         sum, ``last_step`` the largest, ``steps_per_epoch`` 0 unless it is the same in all, as time must be told in
-        steps then; others, without ``config``, where they are the same in all.
+        steps then; ``different`` names what the runs differ in, if anything, of ``chance``, the ``task``, the class of
+        the ``model`` and its arguments that say what the network is, as far as two of their configurations tell it (a
+        run without ``chance`` differs from one with it); others, without ``config``, where they are the same in all.
 
     Raises:
         ValueError: If there are no records, or one is itself joined.
@@ -105,6 +114,9 @@ def join_records(records: Mapping[str, xr.DataTree]) -> xr.DataTree:
         joined[f"/{name}_{kind}" if f"/{name}" in joined else f"/{name}"] = _side_by_side(same)
     root = xr.Dataset(attrs=_joined_attributes([*records.values()]) | {"experiment": " + ".join(records)})
     root.attrs["n_members"] = first
+    different = _different([*records.values()])
+    if different:
+        root.attrs[DIFFERENT] = ", ".join(different)
     return xr.DataTree.from_dict({"/": root} | joined)
 
 
@@ -140,10 +152,14 @@ def _union(parts: Sequence[xr.Dataset], dim: Hashable) -> list[Any]:
 
 
 def _with_coordinates(part: xr.Dataset, parts: Sequence[xr.Dataset]) -> xr.Dataset:
-    """Add the member coordinates that other groups have, without values."""
+    """Add the member coordinates that other groups have: what was measured of that name, or without values."""
     for other in parts:
         for name, values in other.coords.items():
-            if values.dims == ("member",) and name not in part.coords:
+            if values.dims != ("member",) or name in part.coords:
+                continue
+            if name in part.data_vars and part[name].dims == ("member",):
+                part = part.set_coords(name)
+            else:
                 blank = np.nan if np.issubdtype(values.dtype, np.number) else ""
                 part = part.assign_coords({name: ("member", [blank] * part.sizes["member"])})
     return part
@@ -161,6 +177,34 @@ def _joined_attributes(records: Sequence[xr.DataTree]) -> dict[str, Any]:
     if last:
         attributes["last_step"] = max(last)
     return attributes | {"steps_per_epoch": int(attributes.get("steps_per_epoch", 0))}
+
+
+def _different(records: Sequence[xr.DataTree]) -> list[str]:
+    """Name the facts of which runs that tell them tell different things."""
+    told = [_task_and_network(record) for record in records]
+    values = {name: [facts[name] for facts in told if name in facts] for facts in told for name in facts}
+    return [name for name, found in values.items() if any(value != found[0] for value in found)]
+
+
+def _task_and_network(record: xr.DataTree) -> dict[str, Any]:
+    """Return what makes members of two runs comparable, as far as a record tells."""
+    facts = {"chance": record.attrs.get("chance")}
+    try:
+        config = yaml.safe_load(str(record.attrs.get("config", "")))
+    except yaml.YAMLError:
+        return facts
+    data, model = (_section(config, name) for name in ("data", "model"))
+    told = _section(data, "init_args")
+    facts |= {"task": told["task"]} if "task" in told else {}
+    facts |= {"model": model["class_path"]} if "class_path" in model else {}
+    arguments = _section(model, "init_args").items()
+    return facts | {str(name): value for name, value in arguments if name not in NOT_OF_THE_NETWORK}
+
+
+def _section(config: Any, name: str) -> dict[Any, Any]:
+    """Return a part of a configuration; empty where there is none."""
+    part = config.get(name) if isinstance(config, dict) else None
+    return part if isinstance(part, dict) else {}
 
 
 def write_record(record: xr.DataTree, path: Path) -> None:

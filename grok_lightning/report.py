@@ -34,7 +34,13 @@ from grok_lightning.figures.reading import (
     member_labels,
     read_onsets,
 )
-from grok_lightning.figures.size_sweep import SizeSweep, interval_words, reading_sentences, summary_sentence
+from grok_lightning.figures.size_sweep import (
+    SizeSweep,
+    interval_words,
+    mixed_sentence,
+    reading_sentences,
+    summary_sentence,
+)
 from grok_lightning.figures.style import remove_caption
 from grok_lightning.figures.words import decimals, listing, number
 from grok_lightning.sweeps import REGIMES, Arm, definitions, judged_on, regimes_of
@@ -55,6 +61,8 @@ OUTCOMES = (
     "held-out accuracy at the end",
 )
 """Columns of the table of members, after their coordinates."""
+
+SWEEP_TITLE = "Two predictions about the size of the training set"
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1b1b1b; --paper: #ffffff; --quiet: #5d5d5d; --line: #d9d9d9;
@@ -327,15 +335,20 @@ def _table(columns: Mapping[str, Sequence[str]], name: str) -> str:
 
 
 def _sweep_section(record: xr.DataTree) -> str:
-    """Both verdicts, what they rest on, and what became of the members; empty where there is no such sweep."""
+    """Both verdicts, what they rest on, and what became of the members; empty where there is no such sweep.
+
+    Of runs that cannot be judged as one, it says why.
+    """
     found = SizeSweep.of(record)
     if found is None:
-        return ""
+        mixed = mixed_sentence(record)
+        return f"<h2>{SWEEP_TITLE}</h2>\n<p>{escape(mixed)}</p>\n" if mixed else ""
     verdicts = "\n".join(
         f'<p class="verdict"><strong>{escape(entry.name)}: {escape(entry.outcome)}.</strong> {escape(entry.claim)} '
         f"{escape(entry.because)}</p>"
         for entry in found.verdicts
     )
+    strength = "eps · λ: at a full-batch fixed point of AdamW, the strength of the L2 penalty that it amounts to."
     notes = " ".join(
         [
             *reading_sentences(found),
@@ -343,10 +356,11 @@ def _sweep_section(record: xr.DataTree) -> str:
             "weight decay, over all members at the last measurement.",
             "D_crit: the size at which accuracy passes one half between chance and 1, fitted to each seed; mean and "
             f"{found.margins.confidence:.0%} interval over seeds.",
+            *([strength] if _eps_known(found) else []),
         ]
     )
     return (
-        "<h2>Two predictions about the size of the training set</h2>\n"
+        f"<h2>{SWEEP_TITLE}</h2>\n"
         '<p class="quiet">Predictions 2 and 3 of Varma, Shah, Kenton, Kramár, Kumar 2023, arXiv 2309.02390. D: rows '
         f"trained on; λ: weight decay.</p>\n{verdicts}\n{_table(_ends_table(found), 'final accuracy by size')}\n"
         f'<p class="quiet">{escape(notes)}</p>\n{_regimes_section(found)}'
@@ -356,8 +370,8 @@ def _sweep_section(record: xr.DataTree) -> str:
 def _ends_table(found: SizeSweep) -> dict[str, list[str]]:
     """Final accuracy by size and arm; beneath, the critical size of each arm and what its members were like."""
     rows = [f"D = {number(size)}" for size in found.sizes]
-    rows += ["D_crit", "D at 90 % over D at 10 %", "weights in the box", "lowest train accuracy, then"]
-    table = {"held-out accuracy": [*rows, "the same, since the set began"]}
+    rows += ["D_crit", "D at 90 % over D at 10 %", *(["eps · λ"] if _eps_known(found) else []), "weights in the box"]
+    table = {"held-out accuracy": [*rows, "lowest train accuracy, then", "the same, since the set began"]}
     for arm in found.arms:
         shares = "–" if np.isnan(arm.box_share) else decimals(arm.box_share) + (" (in the box)" if arm.in_box else "")
         lowest = [
@@ -365,8 +379,14 @@ def _ends_table(found: SizeSweep) -> dict[str, list[str]]:
         ]
         ends = [_end_cell(found, arm, float(size)) for size in found.sizes]
         sizes = [interval_words(arm.critical_size), interval_words(arm.width)]
-        table[found.name(arm)] = [*ends, *sizes, shares, *lowest]
+        strength = ["–" if np.isnan(arm.eps) else number(arm.eps * arm.weight_decay)] if _eps_known(found) else []
+        table[found.name(arm)] = [*ends, *sizes, *strength, shares, *lowest]
     return table
+
+
+def _eps_known(found: SizeSweep) -> bool:
+    """Whether the eps of any arm is known."""
+    return any(np.isfinite(arm.eps) for arm in found.arms)
 
 
 def _end_cell(found: SizeSweep, arm: Arm, size: float) -> str:
@@ -386,7 +406,7 @@ def _lowest(values: NDArray[np.float64]) -> str:
 
 def _regimes_section(found: SizeSweep) -> str:
     """How many members of each size and arm are in which regime, and what the regimes are."""
-    regimes = np.array(regimes_of(found.sweep, found.final.converged))
+    regimes = np.array(regimes_of(found.sweep, found.final))
     table = {"regimes": [f"D = {number(size)}" for size in found.sizes]}
     for arm in found.arms:
         table[found.name(arm)] = []

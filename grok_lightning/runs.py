@@ -46,6 +46,7 @@ __all__ = ["LastCheckpoint", "Recorder", "Run", "open_run"]
 RECORD = "records.nc"
 CONFIG = "config.yaml"
 WEIGHTS = "weights"
+MARGINS = "margins"
 
 
 class Run:
@@ -351,7 +352,22 @@ class Recorder(Callback):
 
     @override
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint[MARGINS] = None if self.margins is None else dataclasses.asdict(self.margins)
         self._write(trainer, pl_module)
+
+    @override
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Refuse margins that were not there when the run began.
+
+        Raises:
+            ValueError: If they are others.
+
+        """
+        before, now = checkpoint.get(MARGINS), None if self.margins is None else dataclasses.asdict(self.margins)
+        if before != now:
+            raise ValueError(
+                f"margins: are written down before a run begins; those of this one are {before}, not {now}"
+            )
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -398,7 +414,7 @@ class Recorder(Callback):
         if isinstance(datamodule, GrokData):
             attributes["chance"] = 1 / max(2, datamodule.n_outputs)
         if self.margins is not None:
-            attributes["margins"] = json.dumps(dataclasses.asdict(self.margins))
+            attributes[MARGINS] = json.dumps(dataclasses.asdict(self.margins))
         warm = pl_module.warm_started if isinstance(pl_module, GrokModule) else {}
         attributes |= {f"warm_start_{name}": value for name, value in warm.items()}
         callbacks = [callback for callback in callbacks_of(trainer) if isinstance(callback, Monitor | Intervention)]

@@ -450,7 +450,7 @@ def size_sweep_record(
             "weight_decay": (("member",), decay.astype(float)),
             "eps": (("member",), epsilon),
         },
-        attrs={"kind": "Convergence", "accuracy_moved": 0.02, "norm_moved": 0.02, "window": 1 / 3},
+        attrs={"kind": "Convergence"},
     ).assign_coords(place)
     fallen = (held < 0.96) & (steps[:, None] >= began)
     first = steps[fallen.argmax(axis=0)].astype(float)

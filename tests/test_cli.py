@@ -1,6 +1,7 @@
 """The command line: what is wrong is told in one line and changes nothing; what is right does what was typed."""
 
 import io
+import json
 import os
 import pickle
 import re
@@ -1290,3 +1291,45 @@ def test_one_interrupt_ends_a_run_from_where_it_goes_on_exactly(folder: Path) ->
     main(words[3:])
     assert_same_weights(weights(), weights(Path("runs/whole/version_0")))
     assert read_record(RUN / "records.nc").attrs["status"] == "finished"
+
+
+def margins_of(run: Path = RUN) -> dict[str, float]:
+    return json.loads(read_record(run / "records.nc").attrs["margins"])
+
+
+def test_margins_are_in_the_record_and_cannot_be_changed_afterwards(capsys: pytest.CaptureFixture[str]) -> None:
+    fit("--margins", "{width: 3}")
+    assert margins_of()["width"] == 3
+    assert margins_of()["slope"] == 0.1, "the others are written out too"
+    last = str(RUN / "checkpoints" / "last.ckpt")
+    found = complaint(capsys, "fit", "--ckpt_path", last, "--trainer.max_epochs=9", "--margins", "{width: 8}")
+    assert "margins: are written down before a run begins" in found
+    main(["fit", "--ckpt_path", last, "--trainer.max_epochs=9"])
+    assert margins_of()["width"] == 3
+
+
+def test_margins_cannot_be_added_when_results_are_there(capsys: pytest.CaptureFixture[str]) -> None:
+    fit()
+    last = str(RUN / "checkpoints" / "last.ckpt")
+    assert "margins" not in read_record(RUN / "records.nc").attrs
+    found = complaint(capsys, "fit", "--ckpt_path", last, "--trainer.max_epochs=9", "--margins", "{width: 8}")
+    assert "those of this one are None" in found
+
+
+@pytest.mark.parametrize(
+    ("margins", "says"),
+    [
+        ("{widht: 3}", "'widht' is none of .*did you mean width"),
+        ("{width: 0.5}", "margins: expected 'width', a ratio of sizes, above 1, got 0.5"),
+    ],
+)
+def test_margins_that_make_no_sense_are_refused(capsys: pytest.CaptureFixture[str], margins: str, says: str) -> None:
+    assert re.search(says, complaint(capsys, "fit", "--config", "tiny.yaml", "--margins", margins))
+
+
+def test_numbers_too_small_to_matter_do_not_slow_training_down() -> None:
+    """With denormal numbers a CPU computes several times slower; trained networks have gradients full of them."""
+    tiny = torch.tensor(1e-39)
+    assert float(tiny * 1) != 0
+    fit()
+    assert float(tiny * 1) == 0

@@ -37,7 +37,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_block_of_python_is_tested() -> None:
-    assert README.count("```python") == len(BLOCKS) == 8
+    assert README.count("```python") == len(BLOCKS) == 9
 
 
 def test_a_record_becomes_a_table(tmp_path: Path) -> None:
@@ -67,6 +67,19 @@ def test_the_circuits_of_a_project_are_split(tmp_path: Path) -> None:
     assert float(circuits.history["train_share"][-1, 0]) == pytest.approx(130 / 169)
     assert circuits.history["neuron_frequency"].shape == (len(share), 1, 128)
     assert names["norm"].history["total"].isfinite().all()
+
+
+def test_the_rows_of_a_project_are_taken_away(tmp_path: Path) -> None:
+    names: dict = {}
+    exec(BLOCKS["shrink"], names)  # noqa: S102
+    shrunk = float(names["shrink"].record()["step"][1])
+    assert 0 < shrunk < 480
+    accuracy = names["parts"].history["accuracy"][:, 0]
+    after = names["parts"].steps > shrunk
+    assert accuracy[~after, 1].isnan().all()
+    assert after.sum() > 10, "it goes on validating"
+    assert (accuracy[-1] > 0.6).all()
+    assert float(names["time"].history["decay_time"][-1, 0]) > 0
 
 
 def test_an_operation_of_ones_own_is_learnt(tmp_path: Path) -> None:

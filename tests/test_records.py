@@ -238,6 +238,59 @@ def test_coordinates_that_only_some_runs_have_are_empty_for_the_others():
     assert curves["note"].values.tolist() == ["", "", "x", "y"]
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_what_one_run_measured_and_another_was_given_keeps_its_values(first):
+    runs = {"given": run(), "measured": run()}
+    values = {"given": [7, 8], "measured": runs["measured"]["sets"]["size"].values.tolist()}
+    for name in ("curves", "sets"):
+        runs["given"][name] = runs["given"][name].to_dataset().assign_coords(size=("member", values["given"]))
+    names = ["given", "measured"] if first else ["measured", "given"]
+    joined = join_records({name: runs[name] for name in names})
+    assert joined["sets"]["size"].values.tolist() == values[names[0]] + values[names[1]]
+    # Where nothing was measured, as before.
+    assert np.isnan(joined["curves"]["size"].values).tolist() == [name == "measured" for name in names for _ in "12"]
+
+
+CONFIG = """\
+model:
+  class_path: {model}
+  init_args: {{d_model: {width}, warm_start: {warm}, optimizer: {{init_args: {{lr: {rate}}}}}, loss: {loss}}}
+data:
+  init_args:
+    task: {{class_path: ModularArithmetic, init_args: {{operation: add, p: {p}}}}}
+    train_size: {size}
+"""
+SAME = {"model": "T", "width": 32, "warm": "null", "rate": 0.1, "loss": "a", "p": 31, "size": "null"}
+
+
+def configured(config=None, **attributes):
+    text = {} if config is None else {"config": CONFIG.format(**(SAME | config))}
+    return run(attributes=attributes | text)
+
+
+@pytest.mark.parametrize(
+    ("runs", "different"),
+    [
+        ([configured({}), configured({"warm": "x", "rate": 0.2, "loss": "b", "size": 9})], None),
+        ([configured({}), configured({"p": 113})], "task"),
+        ([configured({}), configured({"width": 64})], "d_model"),
+        ([configured({"p": 31}), configured({"p": 31}), configured({"p": 113, "model": "M"})], "task, model"),
+        ([configured({}, chance=0.5), configured({}, chance=0.25)], "chance"),
+        ([configured({}, chance=0.5), configured({})], "chance"),
+        ([configured({}, chance=0.5), configured({}, chance=0.5)], None),
+        # What does not say what it is may be the same.
+        ([configured({}), run()], None),
+        ([configured({}), run(attributes={"config": ""})], None),
+        ([configured({}), run(attributes={"config": "no: [yaml"})], None),
+        ([configured({}), run(attributes={"config": "model: x\ndata: {init_args: 3}"})], None),
+        ([configured({}), run(), configured({"p": 113})], "task"),
+    ],
+)
+def test_what_runs_of_different_kinds_differ_in_is_named(runs, different):
+    joined = join_records({str(i): one for i, one in enumerate(runs)})
+    assert joined.attrs.get("different") == different
+
+
 def test_a_group_that_a_run_lacks_is_without_its_members():
     partial = run(members=2)
     del partial["sets"]

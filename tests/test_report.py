@@ -268,6 +268,39 @@ def test_runs_of_a_sweep_are_judged_together(tmp_path, undrawn):
         assert "its independence of weight decay (P3) undecided" in verdict(record)
 
 
+def test_runs_of_different_tasks_are_not_judged_together(tmp_path, undrawn):
+    records = {name: synthetic.size_sweep_record(seeds=1) for name in ("one", "two")}
+    records["two"].attrs["chance"] = 1 / 113
+    page = compared(records, tmp_path)
+    assert page.text.count("Their members are not judged as one sweep: the runs differ in chance.") == 1
+    assert "P3: undecided." not in page.text
+    assert "D = 60" not in page.text
+
+
+def test_the_effective_strength_of_the_decay_is_told_where_eps_is_known(tmp_path, undrawn):
+    record = synthetic.size_sweep_record(decays=(0, 0.3, 1.0), eps=(1e-6,), seeds=1)
+    page, text = written(record, tmp_path)
+    ends = {row[0]: row[1:] for row in regions(text)["final accuracy by size"]}
+    assert ends["eps · λ"] == ["0", "3e-07", "1e-06"]
+    assert "eps · λ: at a full-batch fixed point of AdamW" in page.text
+    convergence = record["convergence"].to_dataset()
+    half = convergence.eps.where(convergence.weight_decay != 1)
+    page, text = written(replaced(record, convergence=convergence.assign(eps=half)), tmp_path)
+    assert {row[0]: row[1:] for row in regions(text)["final accuracy by size"]}["eps · λ"] == ["0", "3e-07", "–"]
+    unknown = replaced(record, convergence=convergence.assign(eps=convergence.eps * np.nan))
+    assert "eps · λ" not in written(unknown, tmp_path)[0].text
+
+
+def test_regimes_are_read_when_the_sweep_is(tmp_path, undrawn):
+    """The stronger decay falls from all it knew once its time of reading has gone by."""
+    record = synthetic.size_sweep_record(decays=(0.3, 1.0))
+    curves = record["curves"].to_dataset()
+    late = (curves.weight_decay == 1) & (record["convergence"].to_dataset().decay_time > 15.5)
+    _, text = written(replaced(record, curves=curves.assign(accuracy=curves.accuracy.where(~late, 0.01))), tmp_path)
+    regimes = {row[0]: row[1:] for row in regions(text)["regimes by size"]}
+    assert regimes["D = 300"] == ["3 kept", "3 kept"]
+
+
 def test_a_warm_start_is_told_as_such_in_the_table_of_members(tmp_path, undrawn):
     page, _ = written(synthetic.size_sweep_record(seeds=1), tmp_path)
     row = next(row for row in page.rows if len(row) == 10)

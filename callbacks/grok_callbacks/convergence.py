@@ -1,5 +1,6 @@
 """How far members have come in the time of their weight decay, and stopping when they have come to rest."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, final
 
@@ -49,14 +50,7 @@ class Convergence(Monitor):
 
     Args:
         schedule: When to measure; time is counted at every step.
-        accuracy_moved: How far, at most, the accuracy of a converged member has moved over the window; above 0. This
-            and the following two measure nothing: the record says by them which members count as converged.
-        norm_moved: Likewise the norm, as a share of itself.
-        window: Share of the decay time so far, in (0, 1].
         name: Name of the record's group and prefix of logged scalars.
-
-    Raises:
-        ValueError: If a number is out of range.
 
     """
 
@@ -65,21 +59,20 @@ class Convergence(Monitor):
     def __init__(
         self,
         schedule: Schedule = EveryValidation(),  # noqa: B008 - a frozen value
-        accuracy_moved: float = 0.02,
-        norm_moved: float = 0.02,
-        window: float = 1 / 3,
         name: str = "convergence",
     ) -> None:
         super().__init__(schedule, name)
-        _check_rule({"accuracy_moved": accuracy_moved, "norm_moved": norm_moved}, window)
-        self.accuracy_moved = accuracy_moved
-        self.norm_moved = norm_moved
-        self.window = window
         # Plain numbers: for a few members adding these up takes a tenth of the time that tensors take.
         self._time: list[float] | None = None
         self._counted = -1
         self._own_decays: list[float] | None = None
         self._constants: dict[str, Tensor] = {}
+
+    def time_known(self, step: int) -> bool:
+        """Return whether it is known, at a step of training, how much decay every member has gone through."""
+        if self._time is None:
+            return step == 0
+        return not any(math.isnan(time) for time in self._time)
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -138,10 +131,6 @@ class Convergence(Monitor):
         return arrays | {name: (("member",), value) for name, value in self._constants.items() if arrays}
 
     @override
-    def attributes(self) -> dict[str, str | int | float]:
-        return {"accuracy_moved": self.accuracy_moved, "norm_moved": self.norm_moved, "window": self.window}
-
-    @override
     def forget(self) -> None:
         super().forget()
         self._time, self._counted, self._constants = None, -1, {}
@@ -171,6 +160,9 @@ class StopWhenConverged(Intervention):
     than that looks the same. A loss that is 0 throughout has not moved; one that comes and goes from 0 has.
 
     Where the metrics are missing at a validation, that validation does not count, and the first time it is said.
+
+    What would never stop is refused at the start: members without weight decay, and a run that goes on from a
+    checkpoint without the Convergence, which then does not know the decay time.
 
     Args:
         loss_moved: How far the natural logarithm of the training loss may move, above 0: the loss of cross-entropy
@@ -244,6 +236,12 @@ class StopWhenConverged(Intervention):
                 "or leave such members out"
             )
         convergence = self._convergence(trainer)
+        if not convergence.time_known(trainer.global_step):
+            raise ValueError(
+                f"StopWhenConverged counts time by weight decay, and '{self.convergence}' does not know how much went "
+                f"by before step {trainer.global_step}, from a checkpoint without it: training would never stop; use "
+                "max_steps"
+            )
         if convergence.owed == trainer.global_step:  # a validation to be made up for, at which it might have stopped
             convergence.on_train_start(trainer, pl_module)
             self._look(trainer, pl_module, convergence)

@@ -27,11 +27,11 @@ class LearningCurves(Monitor):
     nothing from here: the metrics are the module's, and it logs them itself.
 
     Where a module that knows its metrics for every member (:class:`HasMemberMetrics`) has some of a part of the
-    held-out rows at the first measurement, ``val_unpaired/accuracy`` beside ``val/accuracy`` say, ``split`` goes on
-    with that part, ``held_out_unpaired``; likewise, where a ``DatasetShrink`` may remove rows from training,
-    ``held_out_removed`` and ``held_out_never_seen``. ``unpaired_share``, ``(step, member)``, is the share of the
-    held-out rows that are unpaired, which is to say that their swap (b, a) is not trained on, where the module knows
-    it.
+    held-out rows, ``val_unpaired/accuracy`` beside ``val/accuracy`` say, ``split`` goes on with that part,
+    ``held_out_unpaired``; likewise, where a ``DatasetShrink`` may remove rows from training, ``held_out_removed`` and
+    ``held_out_never_seen``. A part that comes later, in a run that is resumed with a ``DatasetShrink`` say, is NaN
+    before; one that is gone is NaN from then on. ``unpaired_share``, ``(step, member)``, is the share of the held-out
+    rows that are unpaired, which is to say that their swap (b, a) is not trained on, where the module knows it.
 
     Args:
         train_loss: Name of the metric on rows trained on, as the module logs it.
@@ -61,27 +61,31 @@ class LearningCurves(Monitor):
         super().__init__(EveryValidation(), name)
         self.loss = (train_loss, held_out_loss)
         self.accuracy = (train_accuracy, held_out_accuracy)
-        self._subsets: list[str] | None = None
+        self._subsets: list[str] = []
 
     @override
     def measure(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Tensor]:
-        subsets = self._subsets_of(pl_module) if self._subsets is None else self._subsets
+        subsets = [*self._subsets, *(name for name in self._subsets_of(pl_module) if name not in self._subsets)]
         curves = {
             "loss": self._curve(trainer, pl_module, self.loss, subsets),
             "accuracy": self._curve(trainer, pl_module, self.accuracy, subsets),
         }
         if all(bool(curve.isnan().all()) for curve in curves.values()):
             return {}
-        self._set_subsets(subsets)
+        self._extend(subsets)
         true = read_metric(trainer, pl_module, "train/true_accuracy")
         if true is not None:
             # Held-out labels have no noise: their accuracy is against the truth in any case.
             curves["true_accuracy"] = torch.cat([true.cpu().double().unsqueeze(1), curves["accuracy"][:, 1:]], dim=1)
         prefix, slash, _ = self.accuracy[1].partition("/")
-        for name in subsets:
-            share = read_metric(trainer, pl_module, f"{prefix}{slash}{name}_share")
-            if share is not None and f"{name}_share" in self.dims:
-                curves[f"{name}_share"] = share
+        for name in [f"{subset}_share" for subset in subsets if f"{subset}_share" in self.dims]:
+            share = read_metric(trainer, pl_module, f"{prefix}{slash}{name}")
+            if share is not None:
+                curves[name] = share
+                if self._steps and name not in self._values:
+                    self._values[name] = [torch.full_like(share, torch.nan, device="cpu")] * len(self._steps)
+            elif name in self._values:
+                curves[name] = torch.full_like(self._values[name][-1], torch.nan)
         return curves
 
     @override
@@ -92,17 +96,26 @@ class LearningCurves(Monitor):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
         # A history without the key is older than the parts, and has none.
-        self._set_subsets(state_dict.get("subsets", [] if self._steps else None))
+        self._set_subsets(state_dict.get("subsets") or [])
 
     @override
     def forget(self) -> None:
         super().forget()
-        self._set_subsets(None)
+        self._set_subsets([])
 
-    def _set_subsets(self, subsets: list[str] | None) -> None:
-        """Settle which parts of the held-out rows there are; ``None``: not known before the first measurement."""
+    def _set_subsets(self, subsets: list[str]) -> None:
+        """Note which parts of the held-out rows there are."""
         self._subsets = subsets
-        self.labels = {"split": (*SPLITS, *(f"held_out_{name}" for name in subsets or []))}
+        self.labels = {"split": (*SPLITS, *(f"held_out_{name}" for name in subsets))}
+
+    def _extend(self, subsets: list[str]) -> None:
+        """Go on with these parts of the held-out rows; what was measured before knows nothing of those that are new."""
+        new = len(subsets) - len(self._subsets)
+        for name in [name for name in self._values if new and self.dims[name] == ("split",)]:
+            self._values[name] = [
+                torch.cat([value, value.new_full((len(value), new), torch.nan)], dim=1) for value in self._values[name]
+            ]
+        self._set_subsets(subsets)
 
     def _subsets_of(self, pl_module: LightningModule) -> list[str]:
         """Return the names X of ``val_X/accuracy`` beside ``val/accuracy``, or whatever that is called."""

@@ -50,13 +50,17 @@ class DatasetShrink(Intervention):
     :class:`CanShrink`) a member shrinks at once, the next step being the first with fewer rows; the length of
     Lightning's epoch, and so the cadence of validation, stays what it was; the member's own epochs begin anew. What is
     measured at the step of the shrink is still measured with the old rows. The parts ``removed`` and ``never_seen`` of
-    the held-out rows have metrics of their own, ``val_removed/accuracy`` and ``val_never_seen/accuracy``.
+    the held-out rows have metrics of their own, ``val_removed/accuracy`` and ``val_never_seen/accuracy``. ``validate``,
+    ``test`` and ``predict`` with this callback look at the rows as they were measured at the step of the checkpoint, or
+    without one at that where the same Trainer's training ended; a checkpoint of weights alone is refused.
 
     With anybody else's ``DataLoader``, which is made anew once, training shrinks at the *end of the epoch* in which
     that falls due, and epochs are shorter from then on: Lightning asks for the number of batches when a loader is
     loaded, and would never validate again if the loader itself got shorter. It must be a plain one, over a dataset with
     a length, in order or shuffled, from ``train_dataloader()`` of the module or its data module; what cannot be changed
-    is refused before the first step. Which rows were removed is then known to ``ShrinkAccuracy``.
+    is refused before the first step. Which rows were removed is then known to ``ShrinkAccuracy``. Resuming there does
+    not make up for a validation: if the checkpoint was saved after the last step before a validation, and by that one
+    ``event`` or ``metric`` would have let it fall due, it falls due by a later one, or never.
 
     Leaves ``step``, ``size`` and ``rows_before`` with dimension ``(member)``: number of optimizer steps after which the
     member has trained on fewer rows, NaN = not; how many these are, NaN = not shrunk; how many there were before.
@@ -137,6 +141,7 @@ class DatasetShrink(Intervention):
         self._resumes_after_epoch = False
         self._owed: int | None = None
         self._looked = NEVER
+        self._read = False
         self._kept: list[Tensor | None] = []
         self._since: list[int] = []
         self._due: list[int] = []
@@ -205,6 +210,12 @@ class DatasetShrink(Intervention):
 
     @override
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if trainer.state.fn != "fit":
+            # Here, not later: the loaders are asked for next, and a whole table has held-out rows only by this.
+            self._read = True
+            state = checkpoint["callbacks"].get(self._state_key, {"kept": [], "since": []})
+            _show(trainer, state["kept"], state["since"], checkpoint["global_step"])
+            return
         found = checkpoint.get(self._state_key, {})
         self._owed = checkpoint["global_step"] if found.get("owed", False) else None
         self._resumes_after_epoch = found.get("epoch_over", False)
@@ -214,6 +225,8 @@ class DatasetShrink(Intervention):
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
+            self._read = False
+            _show(trainer, self._kept, self._since, trainer.global_step)
             return
         if [callback for callback in callbacks_of(trainer) if isinstance(callback, DatasetShrink)] != [self]:
             raise ValueError("DatasetShrink: expected one of them; members that shrink otherwise have coordinates")
@@ -298,6 +311,29 @@ class DatasetShrink(Intervention):
     def _by_validation(self) -> bool:
         return self.event is not None or self.metric is not None
 
+    # ---- looking at a training that is over ----------------------------------------------------------------------
+
+    @override
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._check_read(trainer)
+
+    @override
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._check_read(trainer)
+
+    @override
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._check_read(trainer)
+
+    def _check_read(self, trainer: Trainer) -> None:
+        """Refuse a checkpoint that does not say which rows were trained on."""
+        looks = trainer.state.fn != "fit" and trainer.ckpt_path is not None
+        if looks and not self._read and _shrinkable(trainer) is not None:
+            raise ValueError(
+                f"DatasetShrink: {trainer.ckpt_path} holds weights alone, and not which rows were trained on; give a "
+                "whole checkpoint"
+            )
+
     # ---- when ----------------------------------------------------------------------------------------------------
 
     @override
@@ -349,8 +385,7 @@ class DatasetShrink(Intervention):
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "fit":
-            self._put_back(trainer)
+        self._put_back(trainer)
 
     def _put_back(self, trainer: Trainer) -> None:
         data = _shrinkable(trainer)
@@ -516,6 +551,19 @@ def shrink_again(datamodule: CanShrink, callbacks: Mapping[str, Any]) -> None:
         if key.startswith(f"{DatasetShrink.__qualname__}["):
             datamodule.prepare_to_shrink()
             datamodule.keep_rows(state["kept"], state["since"])
+
+
+def _show(trainer: Trainer, kept: Sequence[Tensor | None], since: Sequence[int], step: int) -> None:
+    """Let the data, if they can shrink, be as they were measured at a step; outside of training the clock stands."""
+    data = _shrinkable(trainer)
+    if data is None:
+        return
+    then = [rows if begun < step else None for rows, begun in zip(kept, since, strict=True)]
+    if all(rows is None for rows in then):
+        data.forget_shrink()
+        return
+    data.prepare_to_shrink()
+    data.keep_rows(then, [NEVER] * len(then))
 
 
 def _shrinkable(trainer: Trainer) -> CanShrink | None:

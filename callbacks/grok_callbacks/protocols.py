@@ -100,7 +100,7 @@ class CanShrink(Protocol):
     def keep_rows(self, kept: Sequence[Tensor | None], since: Sequence[int]) -> None:
         """Train member e on its rows ``kept[e]`` alone, all if ``None``, after ``since[e]`` optimizer steps.
 
-        What is measured at a step are the rows of the training step before it.
+        What is measured at a step are the rows of the training step before it; after -1 steps, at step 0 too.
         """
 
     def forget_shrink(self) -> None:

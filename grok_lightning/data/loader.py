@@ -18,9 +18,6 @@ from grok_lightning.population import stream
 
 __all__ = ["EpochLoader", "FreshLoader", "RowLoader", "StepLoader"]
 
-ORDERS, LATER_ORDERS = "batch order of epoch", "batch order, of fewer rows, of epoch"
-"""Streams of the orders of epochs, which go on with the epoch's number."""
-
 
 class RowLoader:
     """All rows once, in order, in as few batches as the size allows: for validation.
@@ -188,7 +185,7 @@ class EpochLoader(StepLoader):
         self._period = period
         self._sizes = sizes
         self._first = [0 if rows is None else turn for rows, turn in zip(kept, self._since, strict=True)]
-        self._streams = [ORDERS if rows is None else LATER_ORDERS for rows in kept]
+        self._fewer = [rows is not None for rows in kept]
         self._steps = [self._batches(n) for n in sizes]
         self._epochs = [-1] * len(sizes)
         self._rows = self._table
@@ -213,12 +210,17 @@ class EpochLoader(StepLoader):
             self._shuffled = (self._shuffled[0].clone(), self._shuffled[1].clone())
             for e, (epoch, size) in enumerate(zip(epochs, self._sizes, strict=True)):
                 if epoch != self._epochs[e]:
-                    order = torch.randperm(size, generator=stream(self._seeds[e], f"{self._streams[e]} {epoch}"))
+                    order = torch.randperm(size, generator=self._order_of(e, epoch))
                     order = order.to(self._rows[0].device)
                     torch.index_select(self._rows[0][e], 0, order, out=self._shuffled[0][e, :size])
                     torch.index_select(self._rows[1][e], 0, order, out=self._shuffled[1][e, :size])
             self._epochs = epochs
         return self._shuffled
+
+    def _order_of(self, e: int, epoch: int) -> torch.Generator:
+        if self._fewer[e]:
+            return stream(self._seeds[e], f"batch order, of fewer rows, of epoch {epoch}")
+        return stream(self._seeds[e], f"batch order of epoch {epoch}")
 
     def _slice(self, inputs: Tensor, targets: Tensor, step: int) -> tuple[Tensor, Tensor, Tensor | None]:
         size = self._batch_size or self._sizes[0]

@@ -179,7 +179,8 @@ class TableData(GrokData):
         Args:
             kept: Of each member which of its training rows it goes on with, ``(n,)``, int64, distinct, at least one;
                 all of them if ``None``.
-            since: Of each member the number of optimizer steps after which it does; not looked at where it keeps all.
+            since: Of each member the number of optimizer steps after which it does, -1 if it is measured so at step 0
+                too; not looked at where it keeps all.
 
         Raises:
             ValueError: If the numbers of members differ, or rows are not there.

@@ -1,7 +1,7 @@
 """Final accuracy over training-set size, and the critical size over weight decay."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import xarray as xr
@@ -24,7 +24,7 @@ from grok_lightning.figures.size_sweep import (
 )
 from grok_lightning.figures.style import LABEL, add_caption, add_key, new_figure, say_in, tidy
 from grok_lightning.figures.words import number
-from grok_lightning.sweeps import Arm, Curve
+from grok_lightning.sweeps import Arm, Curve, compared_arms
 
 __all__ = ["HOW_TO_READ", "draw_critical_size", "found_critical_size"]
 
@@ -101,7 +101,7 @@ def _draw_accuracies(axes: Axes, found: SizeSweep) -> None:
         height = middle + 0.035 * aside
         ends = [arm.critical_size.low, arm.critical_size.high]
         axes.plot([arm.critical_size.mean] * 2, [-0.03, height], color=colour, linewidth=0.9, linestyle=":", zorder=2)
-        axes.plot(ends, [height] * 2, color=colour, linewidth=2.4, solid_capstyle="butt", zorder=5)
+        axes.plot(ends, [height] * 2, color=colour, linewidth=1.4, solid_capstyle="butt", zorder=5)
         axes.plot(
             [arm.critical_size.mean],
             [height],
@@ -161,7 +161,7 @@ def _draw_sizes(axes: Axes, found: SizeSweep) -> None:
     at = _places(
         [arm for arm, _ in fitted], math.log(decays.max() / decays.min()) if decays.max() > decays.min() else 1
     )
-    _draw_band(axes, found, [arm for arm, _ in fitted])
+    _draw_band(axes, found)
     by_seed: dict[tuple[int, float], list[tuple[float, float]]] = {}
     for (arm, colour), x in zip(fitted, at, strict=True):
         for seed, curve in arm.curves.items():
@@ -174,7 +174,7 @@ def _draw_sizes(axes: Axes, found: SizeSweep) -> None:
                 by_seed.setdefault((seed, arm.eps), []).append((x, curve.critical_size))
         interval = arm.critical_size
         assert interval is not None
-        axes.plot([x] * 2, [interval.low, interval.high], color=colour, linewidth=2.4, solid_capstyle="butt", zorder=4)
+        axes.plot([x] * 2, [interval.low, interval.high], color=colour, linewidth=1.4, solid_capstyle="butt", zorder=4)
         axes.plot(
             [x],
             [interval.mean],
@@ -200,9 +200,9 @@ def _places(arms: list[Arm], span: float) -> list[float]:
     return places
 
 
-def _draw_band(axes: Axes, found: SizeSweep, fitted: list[Arm]) -> None:
+def _draw_band(axes: Axes, found: SizeSweep) -> None:
     """Where D_crit would lie if it changed with weight decay by less than the margin of P3."""
-    counted = _counted(fitted)
+    counted = _counted(found)
     if len({arm.weight_decay for arm in counted}) < 2:
         return
     means = [arm.critical_size.mean for arm in counted if arm.critical_size is not None]
@@ -215,9 +215,9 @@ def _draw_band(axes: Axes, found: SizeSweep, fitted: list[Arm]) -> None:
     )
 
 
-def _counted(arms: Sequence[Arm]) -> list[Arm]:
-    """Arms whose critical size says something of P3."""
-    return [arm for arm in arms if arm.weight_decay > 0 and not arm.in_box and arm.critical_size is not None]
+def _counted(found: SizeSweep) -> list[Arm]:
+    """Arms with a critical size, of those by which P3 is judged."""
+    return [arm for arm in compared_arms(found.arms) if arm.critical_size is not None]
 
 
 def _scale_sizes(axes: Axes, found: SizeSweep, fitted: list[Arm]) -> None:
@@ -260,7 +260,7 @@ def _key(found: SizeSweep, baseline: bool) -> list[Artist]:
         handles.append(Line2D([], [], color=GREY, linewidth=0.9, linestyle=(0, (1, 2)), label="chance"))
     if baseline:
         handles.append(Line2D([], [], color=GREY, linewidth=0.9, linestyle="--", label=SWAPPED_NAME))
-    if len({arm.weight_decay for arm in _counted(found.arms)}) > 1:
+    if len({arm.weight_decay for arm in _counted(found)}) > 1:
         slope = number(found.margins.slope)
         handles.append(Patch(color=GREY, alpha=0.25, linewidth=0, label=f"|d log D_crit / d log λ| < {slope}"))
     return handles

@@ -346,7 +346,9 @@ def onset_sentences(record: xr.DataTree) -> list[str]:
     """How many members memorised, generalised and forgot, and when, in one sentence an event and setting.
 
     Beyond seven settings all members are counted together. Where an event did not happen to all of them, its median and
-    quartiles are those of Kaplan and Meier. What held at step 0, as in a network that was warm-started, is no onset.
+    quartiles are those of Kaplan and Meier. What held at step 0 is no onset. Of networks that began with the weights
+    of another run it is not told whether they generalised: that was there before, and forgetting may be faster than an
+    onset's dwell.
     """
     kinds = [*groups_of_kind(record, "Onset").values()]
     if not kinds:
@@ -354,13 +356,16 @@ def onset_sentences(record: xr.DataTree) -> list[str]:
     clock, group = Clock.of(record), kinds[0]
     onsets = read_onsets(record, member_labels(group))
     assert onsets is not None
-    return [
-        sentence for opening, members in openings(group) for sentence in _sentences_of(clock, onsets, members, opening)
-    ]
+    warm = "warm_start_path" in record.attrs
+    events = ("memorised",) if warm else ("memorised", "generalised", "forgotten")
+    sentences = ["Members began with the weights of another run."] if warm else []
+    for opening, members in openings(group):
+        sentences += _sentences_of(clock, onsets, members, opening, events)
+    return sentences
 
 
-def _sentences_of(clock: Clock, onsets: Onsets, members: NDArray[np.intp], head: str) -> list[str]:
-    events = [event for event in ("memorised", "generalised") if onsets.looked_for[event][members].any()]
+def _sentences_of(clock: Clock, onsets: Onsets, members: NDArray[np.intp], head: str, told: Sequence[str]) -> list[str]:
+    events = [event for event in told[:2] if onsets.looked_for[event][members].any()]
     clauses = [_event_words(clock, onsets, members, event) for event in events]
     if len(events) == 2 and not any(onsets.step[event][members].any() for event in events):
         who = f"all {len(members)} members" if len(members) > 1 else "the member"
@@ -368,7 +373,7 @@ def _sentences_of(clock: Clock, onsets: Onsets, members: NDArray[np.intp], head:
     if not clauses:
         clauses.append("onsets were not looked for")
     forgot = onsets.happened("forgotten", members)
-    if forgot.size:
+    if forgot.size and "forgotten" in told:
         who = f"{forgot.size} of {len(members)}" if len(members) > 1 else "the member"
         survival = onsets.survival("forgotten", members)
         when = _survival_words(clock, survival) if survival.n_never else f", at {clock.spread(forgot)}"

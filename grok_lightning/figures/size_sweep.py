@@ -25,6 +25,7 @@ from grok_lightning.sweeps import (
     common_time,
     final_values,
     read_sweep,
+    too_short,
     verdicts,
 )
 
@@ -39,6 +40,7 @@ __all__ = [
     "arm_marker",
     "arm_name",
     "has_size_sweep",
+    "mixed_sentence",
     "interval_words",
     "number_axis",
     "reading_sentences",
@@ -64,6 +66,7 @@ class SizeSweep:
         margins: What counts as converged and as a verdict.
         written: Whether the margins were written in the configuration before the run.
         time: The decay time at which members with weight decay are read; NaN without any.
+        short: Which members went through too little decay to set that time, and are read at their own end, `(E,)`.
         final: What was measured of each member then.
         arms: Members with one weight decay and one eps, by ascending weight decay, then eps.
         verdicts: On predictions 2 and 3.
@@ -73,6 +76,7 @@ class SizeSweep:
     margins: Margins
     written: bool
     time: float
+    short: NDArray[np.bool_]
     final: Final
     arms: tuple[Arm, ...]
     verdicts: tuple[Verdict, Verdict]
@@ -92,7 +96,8 @@ class SizeSweep:
             sweep,
             margins,
             written,
-            common_time(sweep),
+            common_time(sweep, margins),
+            too_short(sweep, margins),
             final_values(sweep, None, margins),
             arms_of(sweep, margins),
             verdicts(sweep, margins, written),
@@ -137,6 +142,15 @@ def has_size_sweep(record: xr.DataTree) -> bool:
 
 def _has_sizes(sweep: Sweep) -> bool:
     return len(np.unique(sweep.size)) >= LEAST_SIZES
+
+
+def mixed_sentence(record: xr.DataTree) -> str:
+    """Why runs with enough sizes together are no one sweep; empty where they are one, or have no sizes."""
+    sweep = read_sweep(record, mixed=True)
+    if sweep is None or not _has_sizes(sweep) or read_sweep(record) is not None:
+        return ""
+    different = [name.strip() for name in str(record.attrs["different"]).split(",")]
+    return f"Their members are not judged as one sweep: the runs differ in {listing(different)}."
 
 
 # ---- words -----------------------------------------------------------------------------------------------------------
@@ -187,7 +201,8 @@ def _time_sentences(found: SizeSweep) -> list[str]:
     """When members were read, which had converged, and whether they still knew the rows trained on."""
     sentences = []
     decayed = found.decayed
-    n, unsettled = int(decayed.sum()), int((decayed & ~found.final.converged).sum())
+    read = decayed & ~found.short
+    n, unsettled = int(read.sum()), int((read & ~found.final.converged).sum())
     if n and math.isnan(found.time):
         sentences.append(f"Decay time was not measured: none of {count(n, 'member')} can be held to have converged.")
     elif n:
@@ -197,10 +212,13 @@ def _time_sentences(found: SizeSweep) -> list[str]:
             else f"{unsettled} of {n} members had not converged and {'is' if unsettled == 1 else 'are'} left out"
         )
         sentences.append(f"Members were read at decay time {number(found.time)}, where {settled}.")
-    if n < len(decayed):
-        without = count(len(decayed) - n, "member")
+    if found.short.any():
+        sentences.append(_short_sentence(found))
+    undecayed = int((~decayed).sum())
+    if undecayed:
         sentences.append(
-            f"{without} without weight decay {'was' if len(decayed) - n == 1 else 'were'} read at the last measurement."
+            f"{count(undecayed, 'member')} without weight decay {'was' if undecayed == 1 else 'were'} read at the last "
+            "measurement."
         )
     at_end, lowest = (
         values[np.isfinite(values)] for values in (found.final.train_accuracy, found.final.lowest_train_accuracy)
@@ -212,6 +230,18 @@ def _time_sentences(found: SizeSweep) -> list[str]:
             f"{'' if found.from_scratch else since}."
         )
     return sentences
+
+
+def _short_sentence(found: SizeSweep) -> str:
+    """Who did not go far enough to say anything: whole arms, and members of others."""
+    arms = {found.name(arm): (int(found.short[arm.members].sum()), arm.n_members) for arm in found.arms}
+    who = [f"{n} of {count(of, 'member')} at {name}" for name, (n, of) in arms.items() if n]
+    one = found.short.sum() == 1
+    return (
+        f"{listing(who)} went through less than {number(found.margins.at_least)} decay units: "
+        f"{'it was' if one else 'they were'} read at {'its' if one else 'their'} own end, "
+        f"{'has' if one else 'have'} not converged and {'is' if one else 'are'} left out."
+    )
 
 
 def summary_sentence(record: xr.DataTree) -> str:

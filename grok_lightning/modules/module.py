@@ -167,6 +167,7 @@ class GrokModule(LightningModule, ABC):
         # Another run with the same object, in a notebook say, has other weights and other rows.
         self._member_metrics = None
         self._rows_checked = False
+        self._ragged = None
         datamodule = self._populated_data()
         consumed = set(self.coordinates)
         if datamodule is not None:
@@ -296,24 +297,17 @@ class GrokModule(LightningModule, ABC):
     def training_step(self, batch: Batch | tuple[Tensor, Tensor] | list[Tensor], batch_idx: int) -> Tensor:
         """Return the sum over members of each member's mean loss over its rows."""
         del batch_idx
-        if isinstance(batch, Batch) and self._rows_checked and self._in_groups(batch):
-            assert self._ragged is not None
-            return self._ragged.loss(self.loss, batch)
+        if isinstance(batch, Batch) and isinstance(self.network, Network):
+            if self._ragged is None or self._ragged.network is not self.network:
+                self._ragged = Ragged(self.network)
+            if self._ragged.serves(batch):
+                self._check_rows(batch)
+                return self._ragged.loss(self.loss, batch)
         logits, rows = self._logits_of(batch)
         values: Tensor = self.loss(logits, rows.targets)
         if rows.weights is None:
             return values.mean(dim=1).sum()
         return (values * rows.weights).sum()
-
-    def _in_groups(self, batch: Batch) -> bool:
-        """Return whether members differ so much in their numbers of rows that they are computed in groups."""
-        if batch.counts is None or not isinstance(self.network, Network):
-            return False
-        if self._ragged is None or not self._ragged.serves(self.network, batch.counts):
-            if any(True for _ in self.network.buffers()):
-                return False
-            self._ragged = Ragged(self.network)
-        return self._ragged.serves(self.network, batch.counts)
 
     @override
     def validation_step(
@@ -476,6 +470,15 @@ class GrokModule(LightningModule, ABC):
             check_labels(rows.targets, logits.shape[-1])
             self._rows_checked = rows.targets.numel() > 0
         return logits, rows
+
+    def _check_rows(self, rows: Batch) -> None:
+        """Refuse rows that the network was not built for; once."""
+        if not self._rows_checked:
+            self._check_inputs(rows.inputs)
+            with torch.no_grad():
+                n_outputs = self(rows.inputs[:, :1]).shape[-1]
+            check_labels(rows.targets, n_outputs)
+            self._rows_checked = True
 
     def _check_inputs(self, inputs: Tensor) -> None:
         self.configure_model()

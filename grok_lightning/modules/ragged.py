@@ -1,6 +1,7 @@
 """Steps of a population whose members have different numbers of rows, without computing the padding."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -15,6 +16,9 @@ __all__ = ["Ragged", "group_by_size"]
 
 OVERHEAD = 2**23
 """What a group costs beside its rows, in rows times weights of a member: measured on a CPU."""
+
+PLANS = 256
+"""Divisions into groups that are kept at the most."""
 
 
 def group_by_size(counts: Sequence[int], overhead: float) -> list[list[int]]:
@@ -54,24 +58,30 @@ class _Plan(NamedTuple):
 class Ragged:
     """Computes the loss of members with different numbers of rows group by group.
 
-    Every group runs through a network of as many members, with their parameters in the place of its own: gradients
-    reach the parameters of ``network``, in whose own modules no forward hook is called.
+    Every group runs through the network as if it were all there is: with its own members' parameters in the place of
+    all, and their number as ``n_members``. Forward hooks see one group after another.
 
     Args:
-        network: The network of all members. It has no buffers.
+        network: The network of all members. It has no buffers, and its ``forward`` goes by ``n_members`` and its
+            parameters.
+
+    Attributes:
+        network: The same.
 
     """
 
     def __init__(self, network: Network) -> None:
-        self._network = network
-        self._parameters = dict(network.named_parameters())
-        self._weights = sum(value[0].numel() for value in self._parameters.values())
-        self._networks: dict[int, Network] = {}
-        self._plans: dict[tuple[int, ...], _Plan] = {}
+        self.network = network
+        self._weights = sum(value[0].numel() for value in network.parameters())
+        self._whole = any(True for _ in network.buffers())
+        self._plans: dict[tuple[tuple[int, ...], torch.device], _Plan] = {}
 
-    def serves(self, network: object, counts: Sequence[int]) -> bool:
-        """Return whether this is for that network, and members of these sizes are worth more than one group."""
-        return network is self._network and len(self._plan(tuple(counts)).groups) > 1
+    def serves(self, rows: Batch) -> bool:
+        """Return whether members differ so much in their numbers of rows that they are worth more than one group."""
+        # What a group costs is known of CPUs alone; others are served with one.
+        if rows.counts is None or self._whole or rows.targets.device.type != "cpu":
+            return False
+        return len(self._plan(rows).groups) > 1
 
     def loss(self, loss: Loss, rows: Batch) -> Tensor:
         """Return the sum over members of each member's weighted mean.
@@ -83,39 +93,48 @@ class Ragged:
         """
         assert rows.counts is not None
         assert rows.weights is not None
-        plan = self._plan(rows.counts)
+        plan = self._plan(rows)
         lengths = [len(group) for group in plan.groups]
         # Divided at once: the gradient is put together once, not padded with zeros for every group.
         pieces = {
             name: torch.split(value if plan.order is None else value.index_select(0, plan.order), lengths)
-            for name, value in self._parameters.items()
+            for name, value in self.network.named_parameters()
         }
         total: Tensor | None = None
         for g, (group, index) in enumerate(zip(plan.groups, plan.indices, strict=True)):
             longest = max(rows.counts[e] for e in group)
             inputs, targets, weights = (value[index, :longest] for value in (rows.inputs, rows.targets, rows.weights))
-            own = {name: piece[g] for name, piece in pieces.items()}
-            logits = functional_call(self._of(len(group)), own, (inputs,))
+            with _standing_for(self.network, len(group)):
+                logits = functional_call(self.network, {name: piece[g] for name, piece in pieces.items()}, (inputs,))
             value = (loss(logits, targets) * weights).sum()
             total = value if total is None else total + value
         assert total is not None
         return total
 
-    def _plan(self, counts: tuple[int, ...]) -> _Plan:
-        if counts not in self._plans:
-            groups = group_by_size(counts, OVERHEAD / self._weights)
-            device = next(iter(self._parameters.values())).device
+    def _plan(self, rows: Batch) -> _Plan:
+        assert rows.counts is not None
+        device = rows.targets.device
+        key = (rows.counts, device)
+        if key not in self._plans:
+            if len(self._plans) >= PLANS:  # members whose epochs end at steps of their own have many
+                self._plans.clear()
+            groups = group_by_size(rows.counts, OVERHEAD / self._weights)
             order = [e for group in groups for e in group]
             in_order = order == list(range(len(order)))
-            self._plans[counts] = _Plan(
+            self._plans[key] = _Plan(
                 groups,
                 None if in_order else torch.tensor(order, device=device),
                 [torch.tensor(group, device=device) for group in groups],
             )
-        return self._plans[counts]
+        return self._plans[key]
 
-    def _of(self, n_members: int) -> Network:
-        """Return a network of that many members, in the mode of the whole one."""
-        if n_members not in self._networks:
-            self._networks[n_members] = self._network.like(n_members).to(next(iter(self._parameters.values())))
-        return self._networks[n_members].train(self._network.training)
+
+@contextmanager
+def _standing_for(network: Network, n_members: int) -> Iterator[None]:
+    """Within, the network has that many members."""
+    whole = network.n_members
+    network.n_members = n_members
+    try:
+        yield
+    finally:
+        network.n_members = whole

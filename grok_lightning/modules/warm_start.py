@@ -19,7 +19,7 @@ class WarmStart(NamedTuple):
     """Weights to start from.
 
     Attributes:
-        weights: By plain name, ``(E, ...)``.
+        weights: By plain name, ``(E, ...)``; without the E where the network there is a plain module.
         path: The checkpoint.
         sha256: Of its file, in hexadecimal digits.
 
@@ -64,5 +64,8 @@ def read_warm_start(source: str, members: Members) -> WarmStart:
         except ValueError as error:
             raise ValueError(f"warm_start: {path} {error}") from error
     index = torch.tensor(partners)
-    matched = {name: value[index] for name, value in weights.items() if value.shape[:1] == (n_members(theirs),)}
+    # A plain network, of one member, does not lead with it.
+    matched = {
+        name: value[index] if value.shape[:1] == (n_members(theirs),) else value for name, value in weights.items()
+    }
     return WarmStart(matched, str(path), hashlib.sha256(path.read_bytes()).hexdigest())

@@ -9,8 +9,10 @@ from grok_lightning.sweeps.critical_size import (
     Verdict,
     arms_of,
     common_time,
+    compared_arms,
     final_values,
     fit_curve,
+    too_short,
     verdicts,
 )
 from grok_lightning.sweeps.reading import Sweep, read_sweep
@@ -22,6 +24,7 @@ __all__ = [
     "read_sweep",
     "Margins",
     "common_time",
+    "too_short",
     "Final",
     "final_values",
     "Curve",
@@ -29,6 +32,7 @@ __all__ = [
     "Interval",
     "Arm",
     "arms_of",
+    "compared_arms",
     "Verdict",
     "verdicts",
     "REGIMES",

@@ -6,7 +6,8 @@ narrow range of sizes (P2), and where that is does not depend on the strength of
 both by curves alone; the numbers below, their margins and what counts as converged are ours:
 
 - Speed is proportional to weight decay. All members are therefore read at one *decay time* T* (sum over steps of
-  learning rate times weight decay), not at one step, and only members that have converged by then count.
+  learning rate times weight decay), not at one step, and only members that have converged by then count. One that went
+  through less than a few decay units has not, and does not set T*: it is read at its own end.
 - The critical size D_crit of one seed is where a logistic curve in log D passes one half between chance and 1.
 - Training sets of one seed are nested, so that its points are not independent of each other: each seed gives one
   number, and intervals are Student's t over seeds.
@@ -41,8 +42,10 @@ __all__ = [
     "Verdict",
     "arms_of",
     "common_time",
+    "compared_arms",
     "final_values",
     "fit_curve",
+    "too_short",
     "verdicts",
 ]
 
@@ -69,6 +72,7 @@ class Margins:
         accuracy_moved: A converged member's held-out accuracy, largest minus smallest in the window, moved less.
         norm_moved: Likewise its parameter norm, as a share of its mean in the window.
         window: The window: this last share of the decay time at which members are read.
+        at_least: Decay time below which nothing has converged.
         box_share: An arm is in the box if the median over members of the share of the squared norm in weights above
             half of the box is larger.
         width: P2: the size at 90 % is less than this many times the size at 10 %.
@@ -81,6 +85,7 @@ class Margins:
     accuracy_moved: float = 0.02
     norm_moved: float = 0.02
     window: float = 1 / 3
+    at_least: float = 3.0
     box_share: float = 0.5
     width: float = 4.0
     low_end: float = 0.2
@@ -99,6 +104,8 @@ class Margins:
         for name in ("window", "box_share", "confidence"):
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f"margins: expected '{name}' between 0 and 1, got {getattr(self, name)}")
+        if self.at_least < 0:
+            raise ValueError(f"margins: expected 'at_least' of at least 0 decay units, got {self.at_least}")
         if self.width <= 1:
             raise ValueError(f"margins: expected 'width', a ratio of sizes, above 1, got {self.width}")
         if not 0 <= self.low_end < self.high_end <= 1:
@@ -155,7 +162,9 @@ class Final:
         norm: L2 norm of all parameters.
         box_share: Share of the squared norm in weights above half of the box.
         time: Decay time of the measurement.
+        step: Step of the measurement.
         converged: Whether the member had converged by then, bool.
+        unpaired_still: Whether accuracy on unpaired rows, too, moved less than the margin in the window, bool.
     """
 
     accuracy: NDArray[np.float64]
@@ -165,45 +174,61 @@ class Final:
     norm: NDArray[np.float64]
     box_share: NDArray[np.float64]
     time: NDArray[np.float64]
+    step: NDArray[np.float64]
     converged: NDArray[np.bool_]
+    unpaired_still: NDArray[np.bool_]
 
 
-def common_time(sweep: Sweep) -> float:
-    """The decay time that all members with weight decay got to: the smallest of their last ones; NaN without any."""
-    last = _last_times(sweep)[_decayed(sweep)]
+def common_time(sweep: Sweep, margins: Margins = DEFAULT_MARGINS) -> float:
+    """The decay time T* that all members with weight decay got to: the smallest of their last ones; NaN without any.
+
+    Those that are `too_short` do not set it.
+    """
+    last = _last_times(sweep)[_decayed(sweep) & ~too_short(sweep, margins)]
     last = last[np.isfinite(last)]
     return float(last.min()) if last.size else math.nan
+
+
+def too_short(sweep: Sweep, margins: Margins = DEFAULT_MARGINS) -> NDArray[np.bool_]:
+    """Which members with weight decay went through less than `margins.at_least` decay units in all: bool `(E,)`.
+
+    One whose decay time is not known is none of them.
+    """
+    return _decayed(sweep) & (_last_times(sweep) < margins.at_least * (1 - SAME_TIME))
 
 
 def final_values(sweep: Sweep, time: float | None = None, margins: Margins = DEFAULT_MARGINS) -> Final:
     """Reads all members at one decay time, and says which of them had converged.
 
     A member has converged if over the last part of the time (`margins.window`), measured at least three times, its
-    held-out accuracy and its norm moved less than the margins.
+    held-out accuracy and its norm moved less than the margins, and that time is at least `margins.at_least`.
 
     Args:
         sweep: The sweep.
-        time: The decay time T*; `common_time` of the sweep where it is not given. A member that did not get there is
-            read at its last measurement and has not converged.
+        time: The decay time T*; `common_time` of the sweep where it is not given. A member that did not get there, or
+            is `too_short`, is read at its last measurement and has not converged.
         margins: What counts as converged.
 
     Returns:
         The values at each member's last measurement up to T*. Members without weight decay have no such time: they are
         read at their last measurement and have never converged.
     """
-    until = common_time(sweep) if time is None else float(time)
+    until = common_time(sweep, margins) if time is None else float(time)
     decayed, last = _decayed(sweep), _last_times(sweep)
     counted = sweep.step[:, None] >= sweep.began
-    readable = np.isfinite(sweep.time) & counted & (~decayed | (sweep.time <= until * (1 + SAME_TIME)))
+    at_end = ~decayed | too_short(sweep, margins)
+    readable = np.isfinite(sweep.time) & counted & (at_end | (sweep.time <= until * (1 + SAME_TIME)))
     rows = last_measured(np.where(readable, 0.0, np.nan))
     up_to = counted & (np.arange(len(sweep.step))[:, None] <= rows)
 
     in_window = readable & (sweep.time >= (1 - margins.window) * until * (1 - SAME_TIME))
     accuracy, norm = _moved(sweep.accuracy, in_window), _moved(sweep.norm, in_window)
+    unpaired = _moved(sweep.unpaired, in_window)
     scale = np.abs(_over(np.mean, sweep.norm, in_window))
     # Written so that NaN, of a member that diverged, is no convergence.
     still = (accuracy < margins.accuracy_moved) & (norm < margins.norm_moved * scale)
-    arrived = decayed & (until > 0) & (last >= until * (1 - SAME_TIME))
+    long_enough = until > 0 and until >= margins.at_least * (1 - SAME_TIME)
+    arrived = decayed & long_enough & (last >= until * (1 - SAME_TIME))
     return Final(
         accuracy=_at(sweep.accuracy, rows),
         unpaired=_at(sweep.unpaired, rows),
@@ -212,7 +237,9 @@ def final_values(sweep: Sweep, time: float | None = None, margins: Margins = DEF
         norm=_at(sweep.norm, rows),
         box_share=_at(sweep.box_share, rows),
         time=_at(sweep.time, rows),
+        step=_at(np.broadcast_to(sweep.step[:, None], sweep.time.shape), rows),
         converged=arrived & still & (in_window.sum(axis=0) >= LEAST_MEASURED),
+        unpaired_still=unpaired < margins.accuracy_moved,
     )
 
 
@@ -540,7 +567,7 @@ def verdicts(
     lies on its wrong side; else undecided. All arms together: supported if all are, refuted if any is.
 
     P3: the least-squares slope of log D_crit on log λ of each seed that has a critical size in at least two arms, over
-    arms with weight decay that are not in the box and have one eps, the one that most arms have. Supported if the
+    arms with weight decay that are not in the box and have one eps (`compared_arms`). Supported if the
     interval over seeds lies within `margins.slope` of 0, refuted if it lies wholly outside, else undecided, also with
     fewer than two seeds.
 
@@ -615,13 +642,20 @@ def _sharp_arm(sweep: Sweep, final: Final, arm: Arm, margins: Margins) -> tuple[
     return "supported", f"{width}, {ends}"
 
 
+def compared_arms(arms: Iterable[Arm]) -> tuple[Arm, ...]:
+    """The arms by which P3 is judged: with weight decay, not in the box, and of the eps that most of these have.
+
+    Of several eps that are equally common, it is the smallest, as AdamW's default is small.
+    """
+    outside = [arm for arm in arms if arm.weight_decay > 0 and not arm.in_box]
+    counted = Counter(_key(arm.eps) for arm in outside)
+    eps = min(counted, key=lambda key: (-counted[key], key), default=math.inf)
+    return tuple(arm for arm in outside if _key(arm.eps) == eps)
+
+
 def _independent(arms: list[Arm], margins: Margins) -> tuple[Outcome, str]:
     """P3, and why."""
-    outside = [arm for arm in arms if not arm.in_box]
-    counted = Counter(_key(arm.eps) for arm in outside)
-    # Of several that are equally common, the smallest, as AdamW's default is small.
-    eps = min(counted, key=lambda key: (-counted[key], key), default=math.inf)
-    used = [arm for arm in outside if _key(arm.eps) == eps]
+    used = compared_arms(arms)
     of_arms = _of_arms(arms, used)
     slopes = [_slope(used, seed) for seed in {seed for arm in used for seed in arm.curves}]
     found = _interval([slope for slope in slopes if slope is not None], margins.confidence)
@@ -637,7 +671,7 @@ def _independent(arms: list[Arm], margins: Margins) -> tuple[Outcome, str]:
     return "undecided", _sentence(f"{said}, which does not tell it from ±{_few(margins.slope)}")
 
 
-def _slope(arms: list[Arm], seed: int) -> float | None:
+def _slope(arms: Iterable[Arm], seed: int) -> float | None:
     """Least-squares slope of log D_crit on log λ of one seed; None with fewer than two arms."""
     points = [
         (math.log(arm.weight_decay), math.log(curve.critical_size))
@@ -659,7 +693,7 @@ def _name(arm: Arm, arms: list[Arm]) -> str:
     return f"λ = {_few(arm.weight_decay)}{eps}"
 
 
-def _of_arms(arms: list[Arm], used: list[Arm]) -> str:
+def _of_arms(arms: list[Arm], used: tuple[Arm, ...]) -> str:
     """Which arms took part, and which did not."""
     took = ", ".join(_name(arm, arms) for arm in used) or "none"
     left = ", ".join(

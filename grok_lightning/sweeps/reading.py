@@ -11,6 +11,9 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+DIFFERENT = "different"
+"""Attribute of a joined record whose runs are of different tasks or networks: which things differ."""
+
 __all__ = ["Sweep", "last_measured", "read_sweep"]
 
 READ_APART = ("member", "seed", "weight_decay", "eps")
@@ -28,7 +31,8 @@ class Sweep:
         step: Steps at which learning curves were measured, `(T,)`.
         time: Decay units (sum over steps of learning rate times weight decay) since the small training set began to
             count, `(T, E)`; negative before that; 0 throughout without weight decay; NaN where it did not begin.
-        train_accuracy: Accuracy on the rows then trained on, in [0, 1], `(T, E)`.
+        train_accuracy: Accuracy on the rows then trained on, in [0, 1], `(T, E)`; NaN at the step of a shrink, at which
+            it is measured on the rows before.
         accuracy: On all held-out rows, removed ones and never seen ones: the test accuracy of Varma, Shah, Kenton,
             Kramár, Kumar 2023 (arXiv 2309.02390), `(T, E)`.
         unpaired: On held-out rows (a, b) whose swap (b, a) is not trained on either, `(T, E)`.
@@ -43,7 +47,8 @@ class Sweep:
             is not known to be one.
         began: Step at which the small set began, `(E,)`: 0, or the step of the shrink; NaN where that did not come.
         start_accuracy: Held-out accuracy at the first measurement at or after `began`, `(E,)`: a network that was
-            warm-started or shrunk begins near 1.
+            warm-started or shrunk begins near 1. Where the set was shrunk and no rows were held out at the last
+            measurement up to then, accuracy on the rows trained on there, which were the whole table.
         chance: Accuracy of guessing; NaN where the record does not tell (then taken for 0).
         other: Further member coordinates by name, such as `run` (text), each `(E,)`.
         member: Labels of the members in the record, `(E,)`.
@@ -69,7 +74,7 @@ class Sweep:
     member: NDArray[Any]
 
 
-def read_sweep(record: xr.DataTree) -> Sweep | None:
+def read_sweep(record: xr.DataTree, *, mixed: bool = False) -> Sweep | None:
     """Reads a sweep from the record of a run, or from a joined one.
 
     Args:
@@ -79,12 +84,16 @@ def read_sweep(record: xr.DataTree) -> Sweep | None:
             shrunk). Where several groups of learning curves exist, the first one counts whose
             members a `Convergence` group has too. What was measured at steps at which no learning curves were is
             passed over.
+        mixed: Whether to read a joined record even if its runs are of different tasks or networks, as its attribute
+            `different` says: their members make no common curve.
 
     Returns:
         The members of known size that both groups have; None when there are none. The size is the number of rows kept
         or, where a shrink did not come, the coordinate `shrink_size`; of members that nothing was to shrink, the
         coordinate `train_size`. A fraction does not tell it.
     """
+    if DIFFERENT in record.attrs and not mixed:
+        return None
     for curves in _groups_of_kind(record, "LearningCurves"):
         convergence = _partner_of_kind(record, "Convergence", curves)
         if convergence is None:
@@ -118,16 +127,17 @@ def _sweep(
     """The sweep of the members at these positions of the learning curves."""
     labels = _labels(curves)[members]
     curves, convergence = curves.isel(member=members), convergence.reindex(member=labels)
-    began = np.zeros(len(labels))
+    began, shrunk = np.zeros(len(labels)), np.zeros(len(labels), dtype=bool)
     if shrink is not None:
-        began = np.where(np.isin(labels, _labels(shrink)), _column(shrink.reindex(member=labels), "step"), began)
+        shrunk = np.isin(labels, _labels(shrink))
+        began = np.where(shrunk, _column(shrink.reindex(member=labels), "step"), began)
     at_curves = convergence.reindex(step=curves["step"].values)
-    accuracy = _curve(curves, "held_out")
+    train, accuracy = _curve(curves, "train"), _curve(curves, "held_out")
     step = np.asarray(curves["step"].values, dtype=np.float64)
     return Sweep(
         step=step,
         time=_series(at_curves, "decay_time") - _time_at(convergence, began),
-        train_accuracy=_curve(curves, "train"),
+        train_accuracy=np.where(shrunk & (step[:, None] == began), np.nan, train),
         accuracy=accuracy,
         unpaired=_curve(curves, "held_out_unpaired"),
         removed=_curve(curves, "held_out_removed"),
@@ -139,7 +149,7 @@ def _sweep(
         eps=_column(convergence, "eps"),
         seed=np.nan_to_num(_column(curves, "seed")).astype(np.int64),
         began=began,
-        start_accuracy=_first_from(step, accuracy, began),
+        start_accuracy=_start(step, train, accuracy, began, shrunk),
         chance=chance,
         other={
             str(name): np.asarray(values.values)
@@ -205,6 +215,21 @@ def _time_at(convergence: xr.Dataset, steps: NDArray[np.float64]) -> NDArray[np.
         if step > 0 and own.any():
             found[member] = np.interp(step, np.append(0.0, measured[own]), np.append(0.0, time[own]))
     return found
+
+
+def _start(
+    step: NDArray[np.float64],
+    train: NDArray[np.float64],
+    accuracy: NDArray[np.float64],
+    began: NDArray[np.float64],
+    shrunk: NDArray[np.bool_],
+) -> NDArray[np.float64]:
+    """What each member knew when its small set began: `(E,)`; see `Sweep.start_accuracy`."""
+    last = last_measured(np.where(step[:, None] <= began, train, np.nan))
+    if not len(step):
+        return np.full(len(began), np.nan)
+    whole = shrunk & (last >= 0) & np.isnan(accuracy[last, np.arange(len(began))])
+    return np.where(whole, train[last, np.arange(len(began))], _first_from(step, accuracy, began))
 
 
 def _first_from(

@@ -5,10 +5,10 @@ was held out too (`held_out_unpaired`), or on all held-out rows for a member tha
 which). A network that has only noticed that a ∘ b = b ∘ a gets swaps of training rows right, which alone lifts accuracy
 on all held-out rows to 0.12 to 0.47 at usual sizes; on unpaired rows it is at chance.
 
-Counted from the step at which the (small) training set began. *Memorised*: train accuracy is at least `memorised` at
-some measurement, even if it dips again. *Final*: at the last measurement.
+Counted from the step at which the (small) training set began to that at which the sweep is read. *Memorised*: train
+accuracy is at least `memorised` at some measurement, even if it dips again. *Final*: at the last measurement.
 
-Not converged, or never measured: `not converged`, whatever else it looks like.
+Not converged, also on the rows that it is judged on, or never measured: `not converged`, whatever else it looks like.
 
 Started from scratch (a' on all held-out rows below `start` when the set began):
 
@@ -38,8 +38,9 @@ import math
 from dataclasses import dataclass, fields
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
+from grok_lightning.sweeps.critical_size import Final
 from grok_lightning.sweeps.reading import Sweep
 
 __all__ = ["DEFAULT_RULE", "REGIMES", "RegimeRule", "definitions", "judged_on", "regimes_of"]
@@ -102,31 +103,32 @@ class RegimeRule:
 DEFAULT_RULE = RegimeRule()
 
 
-def regimes_of(sweep: Sweep, converged: ArrayLike, rule: RegimeRule = DEFAULT_RULE) -> tuple[str, ...]:
+def regimes_of(sweep: Sweep, final: Final, rule: RegimeRule = DEFAULT_RULE) -> tuple[str, ...]:
     """Says what became of each member, by the definitions at the top of this file.
 
     Args:
         sweep: The sweep.
-        converged: Which members converged, bool `(E,)`; `final_values` tells.
+        final: At which step each member is read, whether it had converged by then, and whether its accuracy on
+            unpaired rows, where it is judged on those, was still too: `final_values` tells. Nothing later counts.
         rule: Thresholds.
 
     Returns:
         One of `REGIMES` for each member.
 
     Raises:
-        ValueError: If `converged` is not of length E.
+        ValueError: If `final` is of another number of members.
     """
-    settled = np.asarray(converged, dtype=bool)
-    if settled.shape != sweep.size.shape:
-        raise ValueError(f"expected converged of shape {sweep.size.shape}, got {settled.shape}")
+    if final.converged.shape != sweep.size.shape:
+        raise ValueError(f"expected values at the end of {len(sweep.size)} members, got {len(final.converged)}")
     start = _corrected(sweep.start_accuracy, sweep.chance)
     found = []
     for member, split in enumerate(judged_on(sweep)):
-        judged = sweep.unpaired if split == "held_out_unpaired" else sweep.accuracy
-        accuracy = _corrected(judged[:, member], sweep.chance)
-        counted = np.isfinite(accuracy) & (sweep.step >= sweep.began[member])
+        unpaired = split == "held_out_unpaired"
+        accuracy = _corrected((sweep.unpaired if unpaired else sweep.accuracy)[:, member], sweep.chance)
+        counted = np.isfinite(accuracy) & (sweep.step >= sweep.began[member]) & (sweep.step <= final.step[member])
         train = sweep.train_accuracy[:, member]
-        if not settled[member] or not counted.any():
+        settled = final.converged[member] and (final.unpaired_still[member] or not unpaired)
+        if not settled or not counted.any():
             found.append("not converged")
         elif start[member] >= rule.start:
             found.append(_after_forgetting(float(accuracy[counted][-1]), rule))
@@ -158,7 +160,7 @@ def definitions(rule: RegimeRule = DEFAULT_RULE) -> dict[str, str]:
         "ungrokked": f"began generalised, and accuracy ended below {low}",
         "partly ungrokked": f"began generalised, and {middling}",
         "kept": f"began generalised, and accuracy ended at {high} or more",
-        "not converged": "accuracy or parameter norm still moved when the sweep was read, or was not measured",
+        "not converged": "accuracy or parameter norm still moved when the sweep was read, or was not measured for long",
     }
 
 

@@ -475,16 +475,16 @@ def test_looking_back_finds_the_optimizer_in_any_form(foreign, theirs, wrap, kno
     assert looked.history["box_share"].isfinite().all() == known
 
 
-# The rule
+def test_the_record_says_no_rule_which_nothing_here_goes_by():
+    """A sweep's own margins do, grok_lightning.sweeps.Margins."""
+    assert Convergence().attributes() == {}
+    with pytest.raises(TypeError, match="accuracy_moved"):
+        Convergence(accuracy_moved=0.1)
 
 
-def test_the_record_says_by_which_rule_a_member_counts_as_converged():
-    assert Convergence().attributes() == {"accuracy_moved": 0.02, "norm_moved": 0.02, "window": 1 / 3}
-    monitor = Convergence(accuracy_moved=0.1, norm_moved=0.3, window=0.5, name="rest")
-    assert monitor.attributes() == {"accuracy_moved": 0.1, "norm_moved": 0.3, "window": 0.5}
+# Stopping
 
 
-@pytest.mark.parametrize("kind", [Convergence, StopWhenConverged])
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -493,16 +493,6 @@ def test_the_record_says_by_which_rule_a_member_counts_as_converged():
         ({"norm_moved": math.nan}, "norm_moved: .* got nan"),
         ({"window": 0.0}, r"window: expected a share in \(0, 1\], got 0.0"),
         ({"window": 1.1}, "got 1.1"),
-    ],
-)
-def test_numbers_out_of_range_are_refused(kind, options, message):
-    with pytest.raises(ValueError, match=message):
-        kind(**options)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
         ({"loss_moved": 0.0}, "loss_moved: expected more than 0, got 0.0"),
         ({"at_least": -1.0}, "at_least: expected at least 0, got -1.0"),
         ({"at_least": math.nan}, "at_least: .* got nan"),
@@ -511,9 +501,6 @@ def test_numbers_out_of_range_are_refused(kind, options, message):
 def test_what_cannot_be_waited_for_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
         StopWhenConverged(**options)
-
-
-# Stopping
 
 
 def still(step):
@@ -715,6 +702,27 @@ def test_members_without_decay_are_named(make_trainer):
     module, data = ours([1.0, 0.0, 0.0], seeds=(3, 4, 5))
     with pytest.raises(ValueError, match=r"members \[1, 2\] have none: training would never stop"):
         make_trainer(max_epochs=1, callbacks=[Convergence(), StopWhenConverged()]).fit(module, datamodule=data)
+
+
+@pytest.mark.parametrize("stop_first", [True, False])
+@pytest.mark.parametrize("watched", [False, True], ids=["nobody counted", "counted after the gap"])
+def test_a_time_that_is_not_known_would_never_come(fit, theirs, tmp_path, stop_first, watched):
+    path = tmp_path / "it.ckpt"
+    fit(held(theirs)).save_checkpoint(path)
+    if watched:
+        fit(held(theirs), Convergence(), max_epochs=4, ckpt_path=path).save_checkpoint(path)
+    rates, watch = Rates(), [Convergence(), StopWhenConverged(**THEIRS)]
+    with pytest.raises(
+        ValueError, match=r"'convergence' does not know .* before step \d+, from a .*never stop; use max"
+    ):
+        fit(held(theirs), rates, *(watch[::-1] if stop_first else watch), max_epochs=40, ckpt_path=path)
+    assert rates.taken == []
+
+
+def test_it_may_be_added_where_time_was_counted(fit, theirs, tmp_path):
+    fit(held(theirs), HoldsNorm(), Convergence()).save_checkpoint(tmp_path / "it.ckpt")
+    watch = [StopWhenConverged(**THEIRS, at_least=0.5), Convergence()]
+    assert fit(held(theirs), HoldsNorm(), *watch, max_epochs=40, ckpt_path=tmp_path / "it.ckpt").global_step < 40
 
 
 def test_a_metric_that_is_missing_is_told_once(fit, theirs):

@@ -200,15 +200,75 @@ def test_a_stranger_that_logs_a_like_name_has_no_parts(foreign, make_trainer):
     assert curves.history["accuracy"].shape == (2, 1, 2)
 
 
-def test_parts_are_those_of_the_first_measurement(foreign, of_parts, make_trainer):
+def test_a_part_that_comes_later_is_not_known_before(foreign, of_parts, make_trainer):
     class Grows(of_parts):
         def member_metrics(self):
             found = super().member_metrics()
-            return found | ({"val_new/accuracy": torch.zeros(2)} if self.trainer.global_step else {})
+            return found | ({"val_new/accuracy": torch.zeros(2)} if self.trainer.global_step > 3 else {})
+
+    curves, without = LearningCurves(), LearningCurves()
+    fit(make_trainer, foreign, Grows(), curves)
+    fit(make_trainer, foreign, of_parts(), without)
+    assert curves.labels["split"] == ("train", "held_out", "held_out_unpaired", "held_out_new")
+    for name in ("loss", "accuracy"):
+        values = curves.history[name]
+        assert torch.equal(values[..., :3], without.history[name])
+        assert values[:2, :, 3].isnan().all()
+    assert curves.history["accuracy"][2, :, 3].tolist() == [0, 0]
+
+
+def resume(make_trainer, foreign, before, after, tmp_path, curves):
+    """Two epochs of a module, then one of another, from the checkpoint of the first."""
+    fit(make_trainer, foreign, before, LearningCurves()).save_checkpoint(tmp_path / "it.ckpt")
+    trainer = make_trainer(max_epochs=3, callbacks=[curves])
+    trainer.fit(after, foreign.train_loader(), foreign.val_loader(), ckpt_path=tmp_path / "it.ckpt", weights_only=True)
+    return trainer
+
+
+def test_parts_that_a_resumed_run_adds_are_not_known_before(foreign, of_two_members, make_trainer, tmp_path):
+    class Before(of_two_members):
+        own = ("train/loss", "train/accuracy", "val/loss", "val/accuracy", "train/true_accuracy")
+
+    class After(of_two_members):
+        own = (*Before.own, "val_unpaired/accuracy", "val/unpaired_share", "val_removed/loss", "val_removed/accuracy")
 
     curves = LearningCurves()
-    fit(make_trainer, foreign, Grows(), curves)
-    assert curves.history["accuracy"].shape == (3, 2, 3)
+    trainer = resume(make_trainer, foreign, Before(), After(), tmp_path, curves)
+    assert curves.steps.tolist() == [0, 3, 6, 9]
+    assert curves.labels["split"] == ("train", "held_out", "held_out_unpaired", "held_out_removed")
+    for i, name in enumerate(["loss", "accuracy"]):
+        values = curves.history[name]
+        assert values[:, 0, :2].tolist() == [[s + i, s + 2 + i] for s in (0, 3, 6, 9)]
+        assert values[:3, :, 2:].isnan().all()
+        assert values[3, 0, 3].item() == 9 + 7 + i
+    assert curves.history["accuracy"][3, 1, 2].item() == 9.5 + 5
+    assert curves.history["true_accuracy"].shape == (4, 2, 4)
+    assert curves.history["true_accuracy"][:, 0, 0].tolist() == [4, 7, 10, 13]
+    assert curves.history["unpaired_share"][:3].isnan().all()
+    assert curves.history["unpaired_share"][3].tolist() == [15, 15.5]
+    group = build_group(curves, None)
+    assert group["accuracy"].sel(split="held_out_removed", member=0).values.tolist()[3] == 17
+    # And what it leaves goes on as it is.
+    trainer.save_checkpoint(tmp_path / "later.ckpt")
+    again = LearningCurves()
+    fit(make_trainer, foreign, After(), again)
+    again.load_state_dict(torch.load(tmp_path / "later.ckpt", weights_only=True)["callbacks"][curves.state_key])
+    assert again.labels == curves.labels
+    assert again.history["loss"].shape == (4, 2, 4)
+
+
+def test_parts_that_a_resumed_run_has_no_more_are_not_known_after(
+    foreign, of_parts, of_two_members, make_trainer, tmp_path
+):
+    curves = LearningCurves()
+    resume(make_trainer, foreign, of_parts(), of_two_members(), tmp_path, curves)
+    assert curves.labels["split"] == ("train", "held_out", "held_out_unpaired")
+    for values in (
+        curves.history["loss"][..., 2],
+        curves.history["accuracy"][..., 2],
+        curves.history["unpaired_share"],
+    ):
+        assert values.isnan().all(dim=1).tolist() == [False, False, False, True]
 
 
 def test_a_resumed_run_has_the_same_parts(foreign, of_parts, make_trainer, tmp_path):

@@ -504,6 +504,26 @@ def test_a_run_without_a_shrink_can_be_resumed_with_one(fit, tmp_path):
     assert shrink.record()["step"][1].tolist() == [12]
 
 
+@pytest.mark.parametrize("make", [parity, modular])
+def test_curves_of_a_run_that_is_resumed_with_a_shrink_go_on_with_its_parts(fit, make, tmp_path):
+    options = {"check_val_every_n_epoch": 1 if make is parity else 6}
+    members, before, whole, after = {"seed": [0, 1]}, LearningCurves(), LearningCurves(), LearningCurves()
+    fit(make(members), before, SavesAfterValidation(tmp_path, 12), steps=12, **options)
+    fit(make(members), whole, DatasetShrink(fraction=0.4, step=12), **options)
+    fit(make(members), after, DatasetShrink(fraction=0.4, step=3), ckpt_path=tmp_path / "12.ckpt", **options)
+    assert set(after.labels["split"]) == set(whole.labels["split"])
+    assert {"held_out_removed", "held_out_never_seen"} < set(after.labels["split"])
+    assert after.steps.tolist() == whole.steps.tolist() == [0, 6, 12, 18, 24]
+    for i, split in enumerate(after.labels["split"]):
+        expected = whole.labels["split"].index(split)
+        for name in ("loss", "accuracy"):
+            found, values = after.history[name][:, :, i], whole.history[name][:, :, expected].clone()
+            if split not in before.labels["split"]:
+                values[:3] = torch.nan
+            torch.testing.assert_close(found, values, rtol=0, atol=0, equal_nan=True)
+    assert after.history["accuracy"][3:, :, after.labels["split"].index("held_out_removed")].isfinite().all()
+
+
 def test_an_object_and_data_that_are_given_to_a_second_run_start_again(fit):
     shrink, gathers, again = DatasetShrink(size=20, step=9), Gathers(), Gathers()
     members = {"seed": [0]}
@@ -532,6 +552,124 @@ def test_after_an_exception_the_data_are_as_before(fit):
         fit(made, DatasetShrink(size=10, step=5), Fails())
     assert made[1].splits == ("train",)
     assert made[1].rows("train")[1].shape == (1, 25)
+
+
+# ---- looking at a training that is over
+
+
+SPLITS = {
+    "train": "train",
+    "val": "held_out",
+    "val_removed": "held_out_removed",
+    "val_never_seen": "held_out_never_seen",
+}
+
+
+def check_means(found, curves, step, held_out="val"):
+    """Check that the metrics that Lightning returned are means of those that were measured at a step of training."""
+    at, names, checked = curves.steps.tolist().index(step), curves.labels["split"], []
+    for name, split in SPLITS.items():
+        for metric in ("loss", "accuracy"):
+            key = f"{name.replace('val', held_out)}/{metric}"
+            if key in found:
+                mean = curves.history[metric][at, :, names.index(split)].mean().item()
+                assert found[key] == pytest.approx(mean, rel=1e-12, nan_ok=True), (step, key)
+                checked.append(key)
+    assert checked
+
+
+@pytest.mark.parametrize("make", [parity, modular])
+def test_a_checkpoint_is_looked_at_with_the_rows_of_its_step(fit, make, make_trainer, tmp_path):
+    members, curves, shrink = {"seed": [0, 1], "shrink_step": [6, 12]}, LearningCurves(), DatasetShrink(fraction=0.4)
+    every = 1 if make is parity else 6
+    fit(make(members), shrink, curves, SavesAfterValidation(tmp_path, 6, 12, 18), check_val_every_n_epoch=every)
+    for step in (6, 12, 18):
+        module, data = make(members)
+        before, fell = data.splits, step > 6
+        trainer = make_trainer(precision="64-true", callbacks=[DatasetShrink(fraction=0.4), LearningCurves()])
+        given = {"datamodule": data, "ckpt_path": tmp_path / f"{step}.ckpt"}
+        found = trainer.validate(module, **given, verbose=False)[0]
+        check_means(found, curves, step)
+        assert ("val_removed/accuracy" in found) is fell
+        assert ("val/accuracy" in found) is (fell or make is parity)
+        assert data.splits == before
+        assert data.rows("train")[1].shape[1] == data.sizes[0]
+        if make is modular and not fell:
+            with pytest.raises(ValueError, match="there are no held-out rows"):
+                trainer.test(module, **given, verbose=False)
+            continue
+        found = trainer.test(module, **given, verbose=False)[0]
+        check_means(found, curves, step, held_out="test")
+        assert ("test_removed/accuracy" in found) is fell
+        predicted = sum(logits.shape[1] for logits in trainer.predict(module, **given))
+        removed = data.sizes[0] - len(kept_of(shrink)[0])
+        assert predicted == (30 if make is parity else 0) + (removed if fell else 0)
+
+
+def looked(trainer, made, **options):
+    """The metrics that Lightning returns of a validation."""
+    return trainer.validate(made[0], datamodule=made[1], verbose=False, **options)[0]
+
+
+def test_the_trainer_that_has_trained_looks_at_the_rows_that_are_left(fit, make_trainer):
+    made, curves, shrink = parity({"seed": [0, 1]}), LearningCurves(), DatasetShrink(size=9, step=9)
+    trainer = fit(made, shrink, curves)
+    found = looked(trainer, made)
+    check_means(found, curves, 24)
+    assert "val_removed/accuracy" in found
+    # Another Trainer does not know how far the weights have come.
+    assert "val_removed/accuracy" not in looked(make_trainer(precision="64-true", callbacks=[shrink]), made)
+
+
+def test_a_checkpoint_without_a_shrink_is_looked_at_with_all_rows(fit, tmp_path):
+    fit(parity({"seed": [0]}), SavesAt(tmp_path, 12))
+    made = parity({"seed": [0]})
+    trainer = fit(made, DatasetShrink(size=9, step=9))
+    assert "val_removed/accuracy" in looked(trainer, made)
+    assert "val_removed/accuracy" not in looked(trainer, made, ckpt_path=tmp_path / "12.ckpt")
+
+
+def test_a_checkpoint_of_weights_alone_does_not_say_what_was_trained_on(fit, make_trainer, tmp_path):
+    made, shrink = parity({"seed": [0]}), DatasetShrink(size=9, step=9)
+    fit(made, shrink).save_checkpoint(tmp_path / "it.ckpt", weights_only=True)
+    trainer = make_trainer(precision="64-true", callbacks=[shrink])
+    for look in (trainer.validate, trainer.test, trainer.predict):
+        with pytest.raises(
+            ValueError, match=r"it\.ckpt holds weights alone, and not which rows were trained on; give a"
+        ):
+            look(made[0], datamodule=made[1], ckpt_path=tmp_path / "it.ckpt")
+    assert "val/accuracy" in looked(trainer, made)
+
+
+def test_who_has_validation_rows_of_their_own_can_look_at_weights_alone(theirs, fit_theirs, tmp_path):
+    trainer = fit_theirs(theirs(), DatasetShrink(size=9, step=3))
+    trainer.save_checkpoint(tmp_path / "it.ckpt", weights_only=True)
+    assert "val_acc" in trainer.validate(theirs(), ckpt_path=tmp_path / "it.ckpt", verbose=False)[0]
+
+
+def test_after_an_exception_in_a_look_the_data_are_as_before(fit):
+    class FailsThen(Callback):
+        def on_validation_batch_start(self, trainer, *args):
+            if trainer.state.fn == "validate":
+                assert made[1].splits == ("train", "held_out")
+                raise RuntimeError("stopped")
+
+    made = modular({"seed": [0]})
+    trainer = fit(made, DatasetShrink(size=10, step=5), FailsThen(), steps=8)
+    with pytest.raises(RuntimeError, match="stopped"):
+        looked(trainer, made)
+    assert made[1].splits == ("train",)
+
+
+def test_a_look_leaves_nothing_behind(fit, tmp_path):
+    """Whom it was given, the callback and the data, serve a training afterwards as they would have."""
+    made, shrink, gathers, again = parity({"seed": [0]}), DatasetShrink(size=9, step=9), Gathers(), Gathers()
+    trainer = fit(made, shrink, gathers)
+    trainer.save_checkpoint(tmp_path / "it.ckpt")
+    looker = fit(parity({"seed": [0]}), shrink, Gathers(), steps=1)
+    looked(looker, made, ckpt_path=tmp_path / "it.ckpt")
+    fit((parity({"seed": [0]})[0], made[1]), shrink, again)
+    assert gathers.rows == again.rows
 
 
 # ---- the optimizer

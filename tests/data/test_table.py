@@ -522,6 +522,16 @@ def test_a_whole_table_has_held_out_rows_later():
     assert validation(table)[0].targets.shape[1] == 25
 
 
+def test_rows_that_were_alone_before_the_first_step_are_measured_so_at_step_0(shrunk):
+    table, clock = shrunk
+    clock.global_step = 0
+    assert table.rows("train")[1].shape[1] == 10
+    table.keep_rows([torch.tensor([1, 3, 4]), torch.tensor([0, 2, 9])], [-1, 0])
+    train, held_out = validation(table)
+    assert [len(rows_in(train, e)) for e in range(2)] == [3, 10]
+    assert [len(rows_in(held_out, e, held_out.subsets["removed"])) for e in range(2)] == [7, 0]
+
+
 def test_removed_rows_have_their_labels_without_noise():
     table, clock = data(n=6, k=2, train_size=40, n_held_out=5, label_noise=0.5), process(0, 1)
     truth = dict(zip(map(tuple, table.rows("train")[0][0].tolist()), table.rows("train")[1][0].tolist(), strict=True))

@@ -6,7 +6,13 @@ import synthetic
 
 from grok_lightning.figures import FIGURES, available, draw_critical_size, found_critical_size
 from grok_lightning.figures.curves import swapped_share
-from grok_lightning.figures.size_sweep import SizeSweep, has_size_sweep, interval_words, summary_sentence
+from grok_lightning.figures.size_sweep import (
+    SizeSweep,
+    has_size_sweep,
+    interval_words,
+    mixed_sentence,
+    summary_sentence,
+)
 from grok_lightning.records import join_records
 from grok_lightning.sweeps import Interval
 
@@ -74,6 +80,70 @@ def test_the_band_is_as_steep_as_the_margin():
     assert rise == pytest.approx(0.1)
     [alone] = [panels(synthetic.size_sweep_record(decays=(1.0,)))[1]]
     assert not alone.collections
+
+
+def test_the_band_is_of_the_arms_that_the_verdict_is_of():
+    """An arm of another eps, with another critical size, is none of them."""
+
+    def middle(record):
+        _, right = panels(record)
+        [band] = right.collections
+        x, y = band.get_paths()[0].vertices.T
+        return np.exp(np.log(y[np.argsort(x)[:2]]).mean())
+
+    record = synthetic.size_sweep_record(seeds=2)
+    stray = synthetic.size_sweep_record(
+        decays=(1.0,), eps=(1e-6,), seeds=2, sizes=tuple(2 * d for d in synthetic.SIZES)
+    )
+    curves, other = (one["curves/accuracy"].values for one in (record, stray))
+    end = curves[:, -1, record["curves"].coords["weight_decay"].values == 1]
+    other[:] = np.where(np.arange(other.shape[1])[:, None] < 3, other, end[:, None])
+    joined = join_records({"one": record, "stray": stray})
+    _, right = panels(joined)
+    strays = line(right, "D_crit λ = 1, eps 1e-06").get_ydata()[0]
+    assert strays == pytest.approx(2 * line(right, "D_crit λ = 1, eps 1e-08").get_ydata()[0], rel=1e-3)
+    assert "left out: λ = 1 (eps 1e-06), of another eps" in found_critical_size(joined)
+    assert middle(joined) == pytest.approx(middle(record), rel=1e-9)
+    alone = join_records({"one": synthetic.size_sweep_record(decays=(0.3,)), "stray": stray})
+    assert not panels(alone)[1].collections
+    key = [text.get_text() for text in draw_critical_size(alone).legends[0].get_texts()]
+    assert not any("d log D_crit" in entry for entry in key)
+
+
+def test_an_arm_that_went_through_too_little_decay_is_named_and_sets_no_time():
+    runs = {
+        "long": synthetic.size_sweep_record(decays=(1.0,)),
+        "short": synthetic.size_sweep_record(decays=(0.3,), last_time=2.0),
+    }
+    joined = join_records(runs)
+    found = found_critical_size(joined)
+    assert "Members were read at decay time 15, where all 15 members had converged." in found
+    assert (
+        "15 of 15 members at λ = 0.3 went through less than 3 decay units: they were read at their own end, have not "
+        "converged and are left out." in found
+    )
+    assert SizeSweep.of(joined).final.converged.sum() == 15
+    panels(joined)
+    alone = found_critical_size(runs["short"])
+    assert "went through less than 3 decay units" in alone
+    assert "Members were read" not in alone
+    assert "was not measured" not in alone
+
+
+def test_runs_of_different_tasks_have_no_joined_sweep():
+    runs = {name: synthetic.size_sweep_record(decays=(1.0,)) for name in ("one", "two")}
+    assert mixed_sentence(join_records(runs)) == ""
+    assert has_size_sweep(join_records(runs))
+    runs["two"].attrs["chance"] = 1 / 113
+    mixed = join_records(runs)
+    assert mixed_sentence(mixed) == "Their members are not judged as one sweep: the runs differ in chance."
+    assert SizeSweep.of(mixed) is None
+    assert not {"critical_size", "forgetting"} & {spec.name for spec in available(mixed)}
+    mixed.attrs["different"] = "chance, task, d_model"
+    assert mixed_sentence(mixed).endswith("differ in chance, task and d_model.")
+    few = {name: synthetic.parity_record() for name in ("one", "two")}
+    few["two"].attrs["chance"] = 0.1
+    assert mixed_sentence(join_records(few)) == ""
 
 
 def test_arms_in_the_box_and_without_weight_decay_look_otherwise_and_are_named():

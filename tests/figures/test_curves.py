@@ -683,3 +683,12 @@ def test_nothing_overlaps_in_the_figures():
                 assert panel.x0 >= -1
                 assert panel.x1 <= width + 1
             assert figure._supxlabel.get_window_extent(renderer).x1 <= width
+
+
+def test_of_networks_that_were_warm_started_it_is_not_told_whether_they_generalised():
+    record = synthetic.size_sweep_record()
+    assert any("generalised" in sentence for sentence in onset_sentences(record))
+    record.attrs["warm_start_path"] = "runs/before/version_0/checkpoints/last.ckpt"
+    sentences = onset_sentences(record)
+    assert sentences[0] == "Members began with the weights of another run."
+    assert not any("generalised" in sentence or "forgot" in sentence for sentence in sentences)

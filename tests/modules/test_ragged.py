@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from grok_callbacks import Convergence, LearningCurves
 from grok_lightning import MLP, ModularArithmetic, TableData, Transformer
+from grok_lightning.batch import Batch
 from grok_lightning.modules.ragged import Ragged, group_by_size
 from grok_lightning.networks import Network
 
@@ -100,6 +102,82 @@ def test_members_of_one_size_are_not_divided(make_trainer, monkeypatch):
     data = TableData(ModularArithmetic("add", 7), batch_size=None, n_held_out=None, members=members)
     make_trainer(max_steps=2).fit(module, datamodule=data)
     assert not Counting.used
+
+
+def fit_small(make_trainer, tmp_path, monkeypatch, callbacks=(), **options):
+    """Three members that are trained in groups from the first step on."""
+    monkeypatch.setattr("grok_lightning.modules.ragged.OVERHEAD", 0)
+    members = {"seed": [0, 1, 2], "train_size": [40, 5, 20]}
+    module = Transformer(4, 9, 7, d_model=8, n_heads=2, members=members)
+    data = TableData(ModularArithmetic("add", 7), batch_size=None, n_held_out=None, members=members)
+    resume = options.pop("ckpt_path", None)
+    trainer = make_trainer(callbacks=list(callbacks), **options)
+    trainer.fit(module, datamodule=data, ckpt_path=resume)
+    return trainer, list(module.parameters())
+
+
+def test_resuming_is_exact_from_the_first_step_on(make_trainer, tmp_path, monkeypatch):
+    _, whole = fit_small(make_trainer, tmp_path, monkeypatch, max_steps=6)
+    trainer, _ = fit_small(make_trainer, tmp_path, monkeypatch, max_steps=4)
+    trainer.save_checkpoint(tmp_path / "4.ckpt")
+    _, resumed = fit_small(make_trainer, tmp_path, monkeypatch, max_steps=6, ckpt_path=tmp_path / "4.ckpt")
+    assert all(torch.equal(one, other) for one, other in zip(whole, resumed, strict=True))
+
+
+def test_watching_changes_nothing(make_trainer, tmp_path, monkeypatch):
+    _, alone = fit_small(make_trainer, tmp_path, monkeypatch, max_steps=6)
+    _, watched = fit_small(make_trainer, tmp_path, monkeypatch, [LearningCurves(), Convergence()], max_steps=6)
+    assert all(torch.equal(one, other) for one, other in zip(alone, watched, strict=True))
+
+
+def test_a_hook_sees_one_group_after_another_and_what_it_changes_counts(make_trainer, monkeypatch):
+    """So does whatever else was done to the network: it is itself that computes, in its own modes."""
+    monkeypatch.setattr("grok_lightning.modules.ragged.OVERHEAD", 0)
+    network = MLP(6, hidden=[4], members={"seed": [0, 1, 2]})
+    network.configure_model()
+    network.network.hidden[0].register_forward_hook(lambda module, inputs, output: 2 * output)
+    rows = Batch(
+        torch.randn(3, 5, 6),
+        torch.ones(3, 5),
+        weights=torch.tensor([[0.2] * 5, [0.5, 0.5, 0, 0, 0], [0.2] * 5]),
+        counts=(5, 2, 5),
+    )
+    ragged = Ragged(network.network)
+    assert ragged.serves(rows)
+    expected = (network.loss(network(rows.inputs), rows.targets) * rows.weights).sum()
+    torch.testing.assert_close(ragged.loss(network.loss, rows), expected)
+    assert network.network.n_members == 3
+
+
+def test_weights_that_were_assigned_between_two_fits_are_the_ones_that_move(make_trainer, monkeypatch):
+    monkeypatch.setattr("grok_lightning.modules.ragged.OVERHEAD", 0)
+    members = {"seed": [0, 1], "train_size": [40, 5]}
+    module = MLP(40, hidden=[4], members=members)
+    data = TableData(batch_size=None, n_held_out=20, members=members)
+    make_trainer(max_steps=2).fit(module, datamodule=data)
+    module.load_state_dict({name: value.clone() for name, value in module.state_dict().items()}, assign=True)
+    before = module.network.output.weight.clone()
+    make_trainer(max_steps=2).fit(module, datamodule=data)
+    assert not torch.equal(before, module.network.output.weight)
+
+
+def test_plans_do_not_pile_up(monkeypatch):
+    monkeypatch.setattr("grok_lightning.modules.ragged.PLANS", 3)
+    module = MLP(6, hidden=[4], members={"seed": [0, 1]})
+    module.configure_model()
+    ragged = Ragged(module.network)
+    for count in range(1, 9):
+        ragged.serves(Batch(torch.zeros(2, 9, 6), torch.zeros(2, 9), counts=(9, count)))
+    assert len(ragged._plans) <= 3
+
+
+def test_wrong_rows_are_refused_in_the_first_step(make_trainer, monkeypatch):
+    monkeypatch.setattr("grok_lightning.modules.ragged.OVERHEAD", 0)
+    members = {"seed": [0, 1], "train_size": [40, 5]}
+    data = TableData(ModularArithmetic("add", 7), batch_size=None, n_held_out=None, members=members)
+    module = Transformer(4, 9, 5, d_model=8, n_heads=2, members=members)
+    with pytest.raises(ValueError, match="labels"):
+        make_trainer(max_steps=2, limit_val_batches=0).fit(module, datamodule=data)
 
 
 class WithBuffer(Network):

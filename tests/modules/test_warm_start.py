@@ -8,7 +8,7 @@ import torch
 import yaml
 
 import grok_lightning
-from grok_lightning import MLP, SparseParity, TableData
+from grok_lightning import MLP, GrokModule, SparseParity, TableData
 from grok_lightning.cli import main
 from grok_lightning.modules.warm_start import read_warm_start
 
@@ -125,6 +125,27 @@ def test_validating_reads_nothing(folder, make_trainer):
     module = MLP(6, hidden=[8], members={"seed": [3]}, warm_start="nowhere")
     data = TableData(SparseParity(6, 2), train_size=32, members={"seed": [3]})
     make_trainer().validate(module, datamodule=data, verbose=False)
+
+
+class Plain(GrokModule):
+    def __init__(self, members=None, warm_start=None):
+        super().__init__("hinge", torch.optim.SGD, None, members, warm_start)
+
+    def build_network(self, generators):
+        return torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.ReLU(), torch.nn.Linear(8, 1))
+
+
+def test_a_plain_network_starts_from_one_of_its_kind(folder, make_trainer):
+    data = TableData(SparseParity(6, 2), train_size=32, batch_size=8, members={"seed": [0]})
+    first = Plain(members={"seed": [0]})
+    trainer = make_trainer(max_steps=3)
+    trainer.fit(first, datamodule=data)
+    trainer.save_checkpoint("plain.ckpt")
+    data = TableData(SparseParity(6, 2), train_size=32, batch_size=8, members={"seed": [1]})
+    second = Plain(members={"seed": [1]}, warm_start="plain.ckpt")
+    make_trainer(max_steps=0).fit(second, datamodule=data)
+    pairs = zip(first.parameters(), second.parameters(), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)
 
 
 @pytest.mark.parametrize(

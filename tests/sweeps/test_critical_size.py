@@ -13,8 +13,10 @@ from grok_lightning.sweeps import (
     Margins,
     arms_of,
     common_time,
+    compared_arms,
     final_values,
     fit_curve,
+    too_short,
     verdicts,
 )
 
@@ -84,6 +86,7 @@ def test_the_margins_are_those_that_the_configs_name():
         "accuracy_moved": 0.02,
         "norm_moved": 0.02,
         "window": 1 / 3,
+        "at_least": 3.0,
         "box_share": 0.5,
         "width": 4.0,
         "low_end": 0.2,
@@ -101,6 +104,7 @@ def test_the_margins_are_those_that_the_configs_name():
         ({"slope": 0}, "'slope' above 0"),
         ({"window": 1}, "'window' between 0 and 1"),
         ({"window": 0}, "'window' between 0 and 1"),
+        ({"at_least": -1}, "'at_least' of at least 0"),
         ({"box_share": 1.2}, "'box_share' between 0 and 1"),
         ({"confidence": 95}, "'confidence' between 0 and 1"),
         ({"width": 1.0}, "'width', a ratio of sizes, above 1"),
@@ -162,7 +166,7 @@ def final_by_loop(sweep, until, margins):
         accuracy, norm = [sweep.accuracy[t, e] for t in window], [sweep.norm[t, e] for t in window]
         still = (
             decayed
-            and until > 0
+            and until >= margins.at_least * (1 - 1e-9)
             and len(window) >= 3
             and np.isfinite(accuracy).all()
             and np.isfinite(norm).all()
@@ -205,8 +209,8 @@ def test_values_are_those_of_a_plain_loop(make_sweep, seed, until):
         assert not any(converged)  # Nobody got there.
     elif until is None:
         assert 0 < sum(converged) < members
-    for name in ("accuracy", "unpaired", "train_accuracy", "norm", "box_share", "time"):
-        series = getattr(sweep, name)
+    for name in ("accuracy", "unpaired", "train_accuracy", "norm", "box_share", "time", "step"):
+        series = sweep.step[:, None] * np.ones(members) if name == "step" else getattr(sweep, name)
         expected = [series[row, e] if row >= 0 else np.nan for e, row in enumerate(rows)]
         np.testing.assert_array_equal(getattr(found, name), expected, err_msg=name)
     lowest = [
@@ -289,13 +293,67 @@ def test_a_measurement_at_the_edge_of_the_window_is_in_it_whatever_rounding_made
     time = np.array([0.0, 0.1, 0.2 - 1e-13, 0.25, 0.3])[:, None]
     accuracy = np.array([0.5, 0.5, 0.5, 0.9, 0.9])[:, None]
     sweep = make_sweep(size=[100], step=[0, 100, 200, 250, 300], time=time, accuracy=accuracy)
-    assert not final_values(sweep).converged[0]
+    assert not final_values(sweep, margins=Margins(at_least=0.1)).converged[0]
+    at_rest = replace(sweep, accuracy=np.full_like(accuracy, 0.5))
+    assert final_values(at_rest, margins=Margins(at_least=0.1)).converged[0]
 
 
 def test_what_moved_before_the_window_does_not_matter(make_sweep):
     sweep = make_sweep(size=[60], step=STEPS, accuracy=np.where(STEPS < 6500, 0.9, 0.5)[:, None])
     assert not final_values(sweep, margins=Margins(window=0.5)).converged.any()
     assert final_values(sweep).converged.all()
+
+
+def beside_a_short_arm(make_sweep):
+    """A sweep with an arm of so little weight decay that nothing has happened in it, and the sweep without it."""
+    sweep = planted(make_sweep, decays=(1.0,), seeds=3, sizes=np.geomspace(40, 400, 9))
+    parts = {name: np.concatenate([value, value], axis=-1) for name, value in of_members(sweep, slice(None)).items()}
+    weak = np.arange(len(parts["size"])) >= len(sweep.size)
+    parts["weight_decay"] = np.where(weak, 0.001, 1.0)
+    parts["time"] = np.where(weak, 0.001, 1.0) * parts["time"]
+    parts["accuracy"] = np.where(weak, 1.0, parts["accuracy"])
+    return replace(sweep, **parts), sweep, weak
+
+
+def test_an_arm_that_went_through_too_little_decay_does_not_say_when_the_others_are_read(make_sweep):
+    joined, alone, weak = beside_a_short_arm(make_sweep)
+    np.testing.assert_array_equal(too_short(joined), weak)
+    assert common_time(joined) == common_time(alone) == 10
+    short, strong = arms_of(joined)
+    [expected] = arms_of(alone)
+    assert (strong.n_converged, strong.critical_size) == (expected.n_members, expected.critical_size)
+    assert (short.n_converged, short.critical_size) == (0, None)
+    final = final_values(joined)
+    np.testing.assert_allclose(final.time[weak], 0.01)
+    np.testing.assert_array_equal(final.accuracy[weak], 1.0)
+    assert verdicts(joined)[0].outcome == "undecided"
+    # The violation: without a minimum all are read when nothing has happened yet, and held to have converged.
+    none = Margins(at_least=0)
+    assert common_time(joined, none) == pytest.approx(0.01)
+    assert verdicts(joined, none)[0].outcome == "refuted"
+
+
+@pytest.mark.parametrize(("last", "short"), [(2.9, True), (3 - 1e-12, False), (3.0, False), (math.nan, False)])
+def test_where_too_little_decay_begins(make_sweep, last, short):
+    time = np.stack([np.linspace(0, last, len(STEPS)), np.linspace(0, 10, len(STEPS))], axis=1)
+    sweep = make_sweep(size=[100, 100], step=STEPS, time=time, accuracy=0.5)
+    np.testing.assert_array_equal(too_short(sweep), [short, False])
+    final = final_values(sweep)
+    np.testing.assert_array_equal(final.converged, [math.isfinite(last) and not short, True])
+    assert common_time(sweep) == (10 if short or math.isnan(last) else last)
+    np.testing.assert_array_equal(final.time[0], last)
+
+
+def test_nothing_has_converged_where_all_went_through_too_little_decay(make_sweep):
+    sweep = make_sweep(size=[60, 90, 120], weight_decay=[0.1, 0.2, 0.0], accuracy=0.5)
+    assert math.isnan(common_time(sweep))
+    np.testing.assert_array_equal(too_short(sweep), [True, True, False])
+    final = final_values(sweep)
+    np.testing.assert_allclose(final.time, [1, 2, 0])
+    assert not final.converged.any()
+    at_rest = make_sweep(size=[60], accuracy=0.5, step=np.arange(0, 10_001, 100))
+    assert not final_values(at_rest, time=2.9).converged.any()
+    assert final_values(at_rest, time=3.0).converged.all()
 
 
 # ---- the curve of one seed -------------------------------------------------------------------------------------------
@@ -656,6 +714,15 @@ def test_arms_in_the_box_and_of_another_eps_are_left_out_of_p3(make_sweep):
         "λ = 3 (eps 1e-08), in the box."
     )
     assert verdicts(replace(sweep, box_share=0 * share))[1].outcome == "refuted"
+    assert [(arm.weight_decay, arm.eps) for arm in compared_arms(arms_of(sweep))] == [(0.3, 1e-8), (1.0, 1e-8)]
+
+
+def test_the_arms_compared_have_weight_decay_and_one_eps_also_where_it_is_unknown(make_sweep):
+    sweep = planted(make_sweep, decays=(0.0, 0.3, 1.0), seeds=2, eps=(np.nan, 1e-6))
+    assert [(arm.weight_decay, arm.eps) for arm in compared_arms(arms_of(sweep))] == [(0.3, 1e-6), (1.0, 1e-6)]
+    unknown = replace(sweep, eps=np.full_like(sweep.eps, np.nan))
+    assert [arm.weight_decay for arm in compared_arms(arms_of(unknown))] == [0.3, 1.0]
+    assert compared_arms([]) == ()
 
 
 def test_members_without_weight_decay_take_no_part(make_sweep):

@@ -3,7 +3,7 @@ import pytest
 import xarray as xr
 
 from grok_lightning.records import join_records
-from grok_lightning.sweeps import read_sweep
+from grok_lightning.sweeps import final_values, read_sweep
 from grok_lightning.sweeps.reading import last_measured
 
 STEPS = np.array([0, 100, 200, 300])
@@ -119,11 +119,36 @@ def test_a_shrink_before_the_first_measurement_of_time_counts_from_step_0():
     assert np.isnan(sweep.time[0]).all()
 
 
-def test_the_start_of_a_full_table_is_the_first_accuracy_that_there_is():
+@pytest.mark.parametrize(("began", "last"), [(100, 100), (150, 100), (0, 0)])
+def test_the_start_of_a_full_table_is_the_accuracy_on_it(began, last):
+    """What is measured next has forgotten some already."""
     curves = learning_curves()
-    curves["accuracy"].loc[{"split": "held_out", "step": [0, 100]}] = np.nan
-    sweep = read_sweep(record(curves, convergence(), shrink([100] * 3, [40, 50, 60])))
-    np.testing.assert_array_equal(sweep.start_accuracy, curves["accuracy"].sel(split="held_out", step=200).values)
+    curves["accuracy"].loc[{"split": "held_out", "step": slice(0, began)}] = np.nan
+    sweep = read_sweep(record(curves, convergence(), shrink([began] * 3, [40, 50, 60])))
+    np.testing.assert_array_equal(sweep.start_accuracy, curves["accuracy"].sel(split="train", step=last).values)
+
+
+def test_a_small_set_whose_held_out_rows_were_not_measured_at_first_does_not_start_with_its_train_accuracy():
+    sizes = {"train_size": [40, 50, 60]}
+    curves = learning_curves(**sizes)
+    curves["accuracy"].loc[{"split": "held_out", "step": 0}] = np.nan
+    sweep = read_sweep(record(curves, convergence(**sizes)))
+    np.testing.assert_array_equal(sweep.start_accuracy, curves["accuracy"].sel(split="held_out", step=100).values)
+
+
+def test_train_accuracy_at_the_step_of_a_shrink_is_of_the_old_rows_and_does_not_count():
+    curves = learning_curves()
+    sweep = read_sweep(record(curves, convergence(), shrink([100, 0, np.nan], [40, 50, 60])))
+    train = curves["accuracy"].sel(split="train").values
+    expected = train.copy()
+    expected[STEPS == 100, 0] = expected[STEPS == 0, 1] = np.nan
+    np.testing.assert_array_equal(sweep.train_accuracy, expected)
+    final = final_values(sweep)
+    assert final.lowest_train_accuracy[0] == train[2:, 0].min()
+    assert final.lowest_train_accuracy[1] == train[1:, 1].min()
+    sizes = {"train_size": [40, 50, 60]}
+    plain = read_sweep(record(learning_curves(**sizes), convergence(**sizes)))
+    np.testing.assert_array_equal(plain.train_accuracy, train)
 
 
 def test_a_shrink_that_did_not_come_leaves_nothing_to_count():
@@ -219,6 +244,26 @@ def test_runs_beside_each_other():
         np.testing.assert_array_equal(own[np.isfinite(own)], alone)
     np.testing.assert_allclose(sweep.time[[0, 2, 4], 3], 1e-2 * 0.5 * (late - 150))
     assert sweep.chance == 0.1
+
+
+def test_runs_of_different_tasks_are_no_one_sweep():
+    groups = [learning_curves(train_size=[40, 50, 60]), convergence(train_size=[40, 50, 60])]
+    runs = {name: record(*groups, chance=chance) for name, chance in (("31", 1 / 31), ("113", 1 / 113))}
+    joined = join_records(runs)
+    assert read_sweep(joined) is None
+    assert len(read_sweep(joined, mixed=True).size) == 6
+    assert len(read_sweep(join_records({"31": runs["31"], "31 again": runs["31"]})).size) == 6
+
+
+@pytest.mark.parametrize("with_coordinate", [[True, False], [False, True]])
+def test_the_weight_decay_of_the_optimizer_and_that_of_the_population_are_joined(with_coordinate):
+    def of(decay, *, coordinate):
+        given = {"train_size": [40, 50, 60]} | ({"weight_decay": [decay] * 3} if coordinate else {})
+        decayed = convergence(train_size=[40, 50, 60], weight_decay=[decay] * 3)
+        return record(learning_curves(**given), decayed.set_coords("weight_decay") if coordinate else decayed)
+
+    runs = {str(decay): of(decay, coordinate=flag) for decay, flag in zip((0.3, 1.0), with_coordinate, strict=True)}
+    np.testing.assert_array_equal(read_sweep(join_records(runs)).weight_decay, [0.3] * 3 + [1.0] * 3)
 
 
 def test_a_full_table_beside_a_sweep_is_left_out():

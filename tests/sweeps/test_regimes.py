@@ -4,7 +4,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from grok_lightning.sweeps import REGIMES, RegimeRule, definitions, judged_on, regimes_of
+from grok_lightning.sweeps import (
+    REGIMES,
+    RegimeRule,
+    common_time,
+    definitions,
+    final_values,
+    judged_on,
+    regimes_of,
+)
 
 STEPS = np.arange(0, 20_001, 500.0)
 CHANCE = 1 / 31
@@ -40,6 +48,13 @@ GENERALISED = {
 }
 
 
+def ended(sweep, *, converged=True):
+    """Values at the end of the sweep, as though all or none of its members had come to rest there."""
+    final = final_values(sweep)
+    rest = np.full(len(sweep.size), converged)
+    return replace(final, converged=rest, unpaired_still=rest)
+
+
 def of_one(make_sweep, train, judged, *, start, rule=None, split="unpaired", chance=CHANCE, converged=True, **options):
     """The regime of one member from a' on the split that counts."""
     judged = corrected(judged, chance)[:, None]
@@ -47,7 +62,7 @@ def of_one(make_sweep, train, judged, *, start, rule=None, split="unpaired", cha
     sweep = make_sweep(
         size=[100], step=STEPS, train_accuracy=train[:, None], start_accuracy=start, chance=chance, **series, **options
     )
-    [found] = regimes_of(sweep, [converged], *([] if rule is None else [rule]))
+    [found] = regimes_of(sweep, ended(sweep, converged=converged), *([] if rule is None else [rule]))
     assert found in REGIMES
     return found
 
@@ -67,7 +82,7 @@ def test_members_that_started_from_scratch(make_sweep, regime, chance, split):
         start_accuracy=floor,
         chance=chance,
     )
-    assert regimes_of(sweep, [True]) == (regime,)
+    assert regimes_of(sweep, ended(sweep)) == (regime,)
 
 
 @pytest.mark.parametrize("regime", GENERALISED)
@@ -112,12 +127,12 @@ def test_commutativity_alone_is_memorisation(make_sweep, share, late):
     chance = np.full((len(STEPS), 1), CHANCE)
     sweep = make_sweep(accuracy=np.maximum(held_out, chance), unpaired=chance, chance=CHANCE, **options)
     assert judged_on(sweep) == ("held_out_unpaired",)
-    assert regimes_of(sweep, [True]) == ("memorisation",)
+    assert regimes_of(sweep, ended(sweep)) == ("memorisation",)
     # The violation: where nobody measured unpaired rows, it cannot be told apart, and `judged_on` says so.
     blind = make_sweep(accuracy=np.maximum(held_out, chance), chance=CHANCE, **options)
     assert judged_on(blind) == ("held_out",)
     expected = ("memorisation",) if share == 0.117 else ("semi-grokking" if late == 8000 else "partial comprehension",)
-    assert regimes_of(blind, [True]) == expected
+    assert regimes_of(blind, ended(blind)) == expected
 
 
 def test_the_split_is_chosen_member_by_member(make_sweep):
@@ -125,7 +140,7 @@ def test_the_split_is_chosen_member_by_member(make_sweep):
     accuracy = np.stack([ramp((0, 1), (3000, 0.4)), ramp((0, 1), (3000, 0.95))], axis=1)
     sweep = make_sweep(size=[60, 300], step=STEPS, accuracy=accuracy, unpaired=unpaired)
     assert judged_on(sweep) == ("held_out_unpaired", "held_out")
-    assert regimes_of(sweep, [True, True]) == ("ungrokked", "kept")
+    assert regimes_of(sweep, ended(sweep)) == ("ungrokked", "kept")
 
 
 @pytest.mark.parametrize(
@@ -202,7 +217,8 @@ def test_two_measurements_are_no_plateau(make_sweep):
     steps = np.array([0, 500, 10_000, 19_000, 20_000.0])
     accuracy = np.array([0, 0, 0.5, 0.5, 1])[:, None]
     options = {"size": [9], "start_accuracy": 0, "train_accuracy": np.array([0, 1, 1, 1, 1])[:, None]}
-    assert regimes_of(make_sweep(step=steps, accuracy=accuracy, **options), [True]) == ("grokking",)
+    sweep = make_sweep(step=steps, accuracy=accuracy, **options)
+    assert regimes_of(sweep, ended(sweep)) == ("grokking",)
 
 
 def test_a_plateau_before_memorising_is_none(make_sweep):
@@ -226,9 +242,37 @@ def test_steps_of_other_runs_are_passed_over(make_sweep):
     assert of_one(make_sweep, train, judged, start=CHANCE) == "transient semi-grokking"
 
 
-def test_converged_must_be_told_of_each_member(make_sweep):
-    with pytest.raises(ValueError, match="shape"):
-        regimes_of(make_sweep(size=[60, 90], accuracy=1.0), [True])
+def test_what_comes_after_the_time_of_reading_does_not_count(make_sweep):
+    """Two weight decays and equal steps: the stronger one is read at a third of them, and collapses later."""
+    decay = np.array([0.5, 1.5])
+    time = 1e-3 * decay * STEPS[:, None]
+    accuracy = np.where((decay > 1) & (time > 10.5), 0.02, 1.0)
+    sweep = make_sweep(size=[100, 100], step=STEPS, weight_decay=decay, accuracy=accuracy, unpaired=accuracy)
+    final = final_values(sweep)
+    assert common_time(sweep) == 10
+    np.testing.assert_array_equal(final.step, [20_000, 6500])
+    assert final.converged.all()
+    assert regimes_of(sweep, final) == ("kept", "kept")
+    # The violation: read at the end of the steps, it has been lost.
+    assert regimes_of(sweep, replace(final, step=np.full(2, STEPS[-1]))) == ("kept", "ungrokked")
+
+
+def test_the_accuracy_that_is_judged_must_have_come_to_rest(make_sweep):
+    """All held-out rows are at rest, and the few unpaired ones among them are not."""
+    moving = ramp((0, 1), (14_000, 0.5), (20_000, 0.4))
+    still = ramp((0, 1), (10_000, 0.5))
+    unpaired = np.stack([moving, still, np.full_like(STEPS, np.nan)], axis=1)
+    sweep = make_sweep(size=[100] * 3, step=STEPS, accuracy=ramp((0, 1), (10_000, 0.5))[:, None], unpaired=unpaired)
+    final = final_values(sweep)
+    np.testing.assert_array_equal(final.converged, [True] * 3)
+    np.testing.assert_array_equal(final.unpaired_still, [False, True, False])
+    assert regimes_of(sweep, final) == ("not converged", "partly ungrokked", "partly ungrokked")
+
+
+def test_the_end_must_be_told_of_each_member(make_sweep):
+    one = make_sweep(size=[60], accuracy=1.0)
+    with pytest.raises(ValueError, match="values at the end of 2 members, got 1"):
+        regimes_of(make_sweep(size=[60, 90], accuracy=1.0), final_values(one))
 
 
 @pytest.mark.parametrize(
