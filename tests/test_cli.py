@@ -20,7 +20,7 @@ from lightning.pytorch.accelerators import MPSAccelerator
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from xarray import DataTree
 
-from grok_lightning import report, runs
+from grok_lightning import checkpoints, report
 from grok_lightning.cli import main
 from grok_lightning.records import build_record, read_record, write_record
 
@@ -1000,7 +1000,7 @@ def test_a_truncated_newest_checkpoint_is_passed_over_with_a_note(monkeypatch: p
     broken.write_bytes(LAST.read_bytes()[:999])
     os.utime(broken, ns=(LAST.stat().st_mtime_ns + 10**9,) * 2)
     notes: list[str] = []
-    monkeypatch.setattr(runs, "rank_zero_info", notes.append)
+    monkeypatch.setattr(checkpoints, "rank_zero_info", notes.append)
     fit("--ckpt_path", "last", "--trainer.max_epochs=3")
     assert last_step() == 12
     assert any("newer.ckpt" in note for note in notes)

@@ -14,7 +14,12 @@ FOLDER = Path(__file__).parents[1] / "configs"
 CONFIGS = sorted(FOLDER.glob("*.yaml"))
 
 # Experiments that begin with the run of another one.
-GO_ON_FROM = {"parity_lottery.yaml": "parity.yaml"}
+GO_ON_FROM = {
+    "parity_lottery.yaml": "parity.yaml",
+    "parity_ungrokking.yaml": "parity.yaml",
+    "ungrokking.yaml": "full_table.yaml",
+    "ungrokking_quick.yaml": "full_table_quick.yaml",
+}
 
 
 def test_there_are_configs():

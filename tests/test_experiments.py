@@ -122,3 +122,22 @@ def test_modular_addition_groks_by_trigonometry(tmp_path: Path, monkeypatch: pyt
     assert ((then["key"].sum("frequency") >= 2) & (then["key"].sum("frequency") <= 9)).all()
     norm = record["parameter_norm"]["total"]
     assert (norm.isel(step=-1) < 0.9 * norm.max("step")).all()
+
+
+@pytest.mark.slow
+def test_a_network_forgets_when_rows_are_taken_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Varma et al. 2023, Figure 7, in a tenth of the time of the quick configs: not converged, but far apart."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["grok"])
+    main(["fit", "--config", str(CONFIGS / "full_table_quick.yaml"), "--trainer.max_steps=2000"])
+    start = open_run(Path("runs") / "full_table_quick").record["curves"]["accuracy"].sel(split="train")
+    assert (start.isel(step=-1) == 1).all()
+    few = ["--population", "{train_size: [60, 640], weight_decay: [1.5], seed: [0, 1, 2]}", "--trainer.max_steps=2000"]
+    main(["fit", "--config", str(CONFIGS / "ungrokking_quick.yaml"), *few])
+    curves = open_run(Path("runs") / "ungrokking_quick").record["curves"].to_dataset()
+    accuracy = curves["accuracy"]
+    assert (accuracy.sel(split="held_out").isel(step=0) == 1).all(), "they begin where the others ended"
+    assert (accuracy.sel(split="train") >= 0.95).all()
+    end = accuracy.isel(step=-1).sel(split="held_out")
+    assert (end.where(curves["train_size"] == 60, drop=True) < 0.35).all()
+    assert (end.where(curves["train_size"] == 640, drop=True) > 0.85).all()
