@@ -196,16 +196,17 @@ def _draw_swaps(axes: Axes, clock: Clock, group: xr.Dataset, setting: Setting, c
     # Two kinds of dotted line in one colour could not be told apart.
     dashes: Dashes = "-." if "true_accuracy" in group else ":"
     _draw_line(axes, clock, group, "accuracy", UNPAIRED, setting, colour, dashes, behind=False, thin=True)
-    share = swapped_share(group)[setting.members]
-    if np.isfinite(share).any():
-        axes.axhline(
-            float(np.nanmedian(share)),
-            color=colour,
-            linestyle="--",
-            linewidth=1.0,
-            label=f"accuracy baseline {setting.label}".strip(),
-            zorder=3,
-        )
+    share = 1 - curve_of(group, "unpaired_share")[:, setting.members]
+    known = np.isfinite(share).any(axis=1)
+    if not known.any():
+        return
+    look: dict[str, Any] = {"color": colour, "linestyle": "--", "linewidth": 1.0, "zorder": 3}
+    label = f"accuracy baseline {setting.label}".strip()
+    middle = np.nanmedian(share[known], axis=1)
+    if (middle == middle[0]).all():
+        axes.axhline(float(middle[0]), label=label, **look)
+    else:  # rows were taken away
+        axes.plot(clock.time(group["step"].values[known]), middle, label=label, **look)
 
 
 def shrink_steps(record: xr.DataTree, group: xr.Dataset) -> NDArray[np.float64]:
@@ -233,7 +234,7 @@ def swapped_share(group: xr.Dataset) -> NDArray[np.float64]:
     This is the accuracy on held-out rows that knowing no more than a ∘ b = b ∘ a gives. It is counted, not estimated.
 
     Args:
-        group: A group of learning curves; `unpaired_share` over `(step, member)`, constant in time.
+        group: A group of learning curves; `unpaired_share` over `(step, member)`; the last is taken.
 
     Returns:
         `(E,)`, in [0, 1]; NaN for a member of which it is not known, or that has no held-out rows.

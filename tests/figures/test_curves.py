@@ -692,3 +692,22 @@ def test_of_networks_that_were_warm_started_it_is_not_told_whether_they_generali
     sentences = onset_sentences(record)
     assert sentences[0] == "Members began with the weights of another run."
     assert not any("generalised" in sentence or "forgot" in sentence for sentence in sentences)
+
+
+def test_the_share_of_trained_swaps_is_drawn_over_time_where_rows_are_taken_away():
+    record = synthetic.modular_record()
+    name, group = next(iter(groups_of_kind(record, "LearningCurves").items()))
+
+    def baselines(record):
+        panel = draw_curves(record).axes[0]
+        return [line for line in panel.lines if "accuracy baseline" in str(line.get_label())]
+
+    assert all(len(set(line.get_ydata())) == 1 for line in baselines(record))
+    share = group["unpaired_share"].transpose("step", "member").copy()
+    half = len(share) // 2
+    share[half:] = 0.9
+    record[name] = xr.DataTree(group.assign(unpaired_share=share))
+    (line,) = baselines(record)
+    values = np.asarray(line.get_ydata())
+    assert values[-1] == pytest.approx(0.1)
+    assert values[0] == pytest.approx(1 - float(share[0].median()))
