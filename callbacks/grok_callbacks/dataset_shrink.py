@@ -17,7 +17,7 @@ from typing_extensions import override
 from .curves import read_metric
 from .intervention import Intervention
 from .monitor import callbacks_of, validation_due
-from .onset import Event, Onset
+from .onset import Event, Onset, find_onset
 from .parameters import member_parameters
 from .protocols import CanShrink, HasCoordinates, HasMemberMetrics, HasMembers
 from .rows import KeptRows
@@ -431,10 +431,7 @@ class DatasetShrink(Intervention):
         self._next = min(waiting, default=math.inf)
 
     def _onset(self, trainer: Trainer) -> Onset:
-        for callback in callbacks_of(trainer):
-            if isinstance(callback, Onset) and callback.name == self.onset:
-                return callback
-        raise ValueError(f"DatasetShrink: the Trainer has no Onset callback named '{self.onset}'")
+        return find_onset(trainer, self.onset, "DatasetShrink")
 
     # ---- what is done --------------------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from .intervention import Intervention
 from .monitor import Monitor, callbacks_of, named_array
 from .schedule import EveryValidation
 
-__all__ = ["Event", "Onset", "StopAfterOnset"]
+__all__ = ["Event", "Onset", "StopAfterOnset", "find_onset"]
 
 Event = Literal["memorised", "generalised", "forgotten"]
 
@@ -197,7 +197,17 @@ class StopAfterOnset(Intervention):
             trainer.should_stop = True
 
     def _onset(self, trainer: Trainer) -> Onset:
-        for callback in callbacks_of(trainer):
-            if isinstance(callback, Onset) and callback.name == self.onset:
-                return callback
-        raise ValueError(f"StopAfterOnset: the Trainer has no Onset callback named '{self.onset}'")
+        return find_onset(trainer, self.onset, "StopAfterOnset")
+
+
+def find_onset(trainer: Trainer, name: str, who: str) -> Onset:
+    """Return the Trainer's Onset callback of that name.
+
+    Raises:
+        ValueError: If there is none; the message begins with ``who`` asks.
+
+    """
+    for callback in callbacks_of(trainer):
+        if isinstance(callback, Onset) and callback.name == name:
+            return callback
+    raise ValueError(f"{who}: the Trainer has no Onset callback named '{name}'")

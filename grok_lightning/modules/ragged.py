@@ -73,13 +73,13 @@ class Ragged:
     def __init__(self, network: Network) -> None:
         self.network = network
         self._weights = sum(value[0].numel() for value in network.parameters())
-        self._whole = any(True for _ in network.buffers())
+        self._has_buffers = any(True for _ in network.buffers())
         self._plans: dict[tuple[tuple[int, ...], torch.device], _Plan] = {}
 
     def serves(self, rows: Batch) -> bool:
         """Return whether members differ so much in their numbers of rows that they are worth more than one group."""
         # What a group costs is known of CPUs alone; others are served with one.
-        if rows.counts is None or self._whole or rows.targets.device.type != "cpu":
+        if rows.counts is None or self._has_buffers or rows.targets.device.type != "cpu":
             return False
         return len(self._plan(rows).groups) > 1
 
