@@ -1,15 +1,17 @@
 """The command line: composes modules, data and callbacks, links them, and speaks clear errors. Holds no science."""
 
+import errno
 import inspect
 import logging
 import os
 import re
 import sys
+import threading
 import traceback
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import fields
 from itertools import combinations, pairwise
 from pathlib import Path
@@ -17,23 +19,40 @@ from typing import Any, NoReturn
 
 import torch
 from jsonargparse import Namespace
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loops.fit_loop import _FitLoop
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.profilers import PassThroughProfiler
+from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from typing_extensions import override
 
 from grok_callbacks import Intervention, LearningCurves, Monitor, Onset, Schedule, WeightTrajectory, callbacks_of
+from grok_callbacks.files import WriteError, replacing
 from grok_lightning import report
-from grok_lightning.checkpoints import checkpoint_fault, newest_checkpoint
+from grok_lightning.checkpoints import (
+    CHECKPOINTS,
+    LAST,
+    newest_checkpoint,
+    step_of_checkpoint,
+    usable_checkpoint,
+    whole_checkpoints,
+)
 from grok_lightning.data import GrokData
 from grok_lightning.errors import UserError, nearest, one_line
+from grok_lightning.events import ContinuedEvents
 from grok_lightning.figures.size_sweep import summary_sentence
+from grok_lightning.memory import MemoryEstimate
 from grok_lightning.modules import GrokModule
-from grok_lightning.population import check_consumed, members_table
+from grok_lightning.modules.module import TAKES_APART, takes_apart
+from grok_lightning.population import check_consumed, members_table, stream
 from grok_lightning.records import join_records
 from grok_lightning.runs import (
     CONFIG,
@@ -49,6 +68,8 @@ from grok_lightning.runs import (
     release_directory,
     run_of_checkpoint,
 )
+from grok_lightning.storage import AtomicCheckpointIO
+from grok_lightning.strategies import PopulationStrategy, check_enough_members
 from grok_lightning.sweeps import Margins
 from grok_lightning.tasks import Task
 from grok_lightning.terminal import StepBar, Summary
@@ -70,6 +91,9 @@ another, on a page in a directory named compared, beside the experiment of the f
 RUN is the directory of a run, or one above it for the newest run in it."""
 USERS = (ValueError, TypeError, RuntimeError, OSError, NotImplementedError, MisconfigurationException)
 """Errors that arguments cause; others, before training begins, are faults of a program and keep their traceback."""
+
+REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+"""Numbers of the errors by which a system says that nothing can be written, whoever wants to."""
 
 WHERE = " (JSONARGPARSE_DEBUG=true shows where)"
 
@@ -97,6 +121,20 @@ class Unprofiled(PassThroughProfiler):
         return self._nothing
 
 
+class EndingLoop(_FitLoop):
+    """Ends a resumed run of which the last step was saved, but not what comes after it."""
+
+    # The loop is private, and the only place: nothing else is called when there is no step left to be taken.
+    # tests/test_resume.py::test_a_run_that_was_killed_between_its_last_checkpoint_and_its_end_is_ended would notice.
+
+    @property
+    @override
+    def skip(self) -> bool:
+        """Whether to leave without a word to the callbacks."""
+        resumed = self.trainer.ckpt_path is not None and self.trainer.limit_train_batches != 0
+        return super().skip and not resumed
+
+
 class KeepConfig(SaveConfigCallback):
     """Writes the configuration into the run's directory once training begins: a failed start leaves none."""
 
@@ -111,7 +149,8 @@ class KeepConfig(SaveConfigCallback):
             config = self.config.clone()
             config.ckpt_path = None
             text = self.parser.dump(config, skip_none=False)
-            (Path(trainer.default_root_dir) / CONFIG).write_text(text)
+            with replacing(Path(trainer.default_root_dir) / CONFIG) as fresh:
+                fresh.write_text(text)
 
 
 class GrokCLI(LightningCLI):
@@ -183,6 +222,7 @@ class GrokCLI(LightningCLI):
             resumed = self._resumed_run()
             self._experiment = self._experiment if resumed is None else resumed.absolute().parent.name
         self._choose_accelerator(config.trainer)
+        _check_strategy_name(config.trainer.strategy)
         if config.trainer.barebones:
             raise UserError("barebones: a run leaves a record; time Lightning itself from a script of your own")
         if config.threads is not None and config.threads < 1:
@@ -223,9 +263,7 @@ class GrokCLI(LightningCLI):
             directory = self._run_directory(config).resolve()
             kwargs["default_root_dir"] = str(directory)
             if config["logger"] in (None, True):
-                kwargs["logger"] = TensorBoardLogger(
-                    save_dir=directory, name="", version="", purge_step=self._purge_step(), default_hp_metric=False
-                )
+                kwargs["logger"] = self._events_logger(directory)
             callbacks += self._default_callbacks(callbacks, config, directory)
         elif config["logger"] in (None, True):
             kwargs["logger"] = False
@@ -237,9 +275,25 @@ class GrokCLI(LightningCLI):
             kwargs["enable_model_summary"] = False
         if config["profiler"] is None:
             kwargs["profiler"] = Unprofiled()
+        plugins = config["plugins"] if isinstance(config["plugins"], list) else [config["plugins"]]
+        in_slurm = SLURMEnvironment.detect() and not TorchElasticEnvironment.detect()
+        if in_slurm and not _has(plugins, ClusterEnvironment) and isinstance(config["strategy"], str):
+            # Lightning would save, and put the job into the queue again, inside of a handler of a signal.
+            kwargs["plugins"] = [*filter(None, plugins), SLURMEnvironment(auto_requeue=False)]
         kwargs["callbacks"] = callbacks
         trainer = super().instantiate_trainer(**kwargs)
         assert isinstance(trainer, Trainer)
+        trainer.fit_loop.__class__ = EndingLoop
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO and not _has(plugins, TorchCheckpointIO):
+            trainer.strategy.checkpoint_io = AtomicCheckpointIO()  # in the place of Lightning's default
+        if isinstance(trainer.strategy, PopulationStrategy):
+            # Here, before there are any processes each of which would say it.
+            check_enough_members(self.model.n_members_in_all, trainer.num_nodes * trainer.num_devices)
+        if trainer.num_devices > 1:
+            # Otherwise Lightning gives each of the processes as many threads as there are cores for it.
+            if threads is None:
+                torch.set_num_threads(max(1, torch.get_num_threads() // trainer.num_devices))
+            os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())
         return trainer
 
     def _default_callbacks(self, chosen: Sequence[Callback], config: Namespace, directory: Path) -> list[Callback]:
@@ -251,7 +305,7 @@ class GrokCLI(LightningCLI):
         if config["enable_checkpointing"] is not False and not _has(chosen, LastCheckpoint):
             defaults.append(LastCheckpoint(directory))
         margins = self._margins()
-        return [*defaults, Recorder(directory, self._experiment, margins), Summary()]
+        return [*defaults, Recorder(directory, self._experiment, margins), MemoryEstimate(), Summary()]
 
     def _margins(self) -> Margins | None:
         given = self.config[self.subcommand].margins
@@ -287,34 +341,39 @@ class GrokCLI(LightningCLI):
         checkpoint = self.config[self.subcommand].get("ckpt_path")
         return run_of_checkpoint(Path(checkpoint)) if checkpoint else None
 
-    def _purge_step(self) -> int | None:
-        """Return the first step whose events a resumed run writes anew."""
+    def _events_logger(self, directory: Path) -> TensorBoardLogger:
+        """Return what writes TensorBoard's events into the directory of a run, of a new or of a resumed one."""
         checkpoint = self.config[self.subcommand].get("ckpt_path")
         if checkpoint is None or self._resumed_run() is None:
-            return None
-        return int(torch.load(checkpoint, weights_only=True, map_location="cpu")["global_step"]) + 1
+            return TensorBoardLogger(save_dir=directory, name="", version="", default_hp_metric=False)
+        return ContinuedEvents(directory, step_of_checkpoint(Path(checkpoint)))
 
     def before_fit(self) -> None:
         """Say where the run lies, before anything can take time."""
         self._written_before = self._written()
         if self.run_directory is not None:
-            rank_zero_info(f"{self.run_directory}: {self.model.n_members} members, {torch.get_num_threads()} threads")
+            rank_zero_info(
+                f"{self.run_directory}: {self.model.n_members_in_all} members, {torch.get_num_threads()} threads"
+            )
 
     def fit(self, **kwargs: Any) -> None:
         """Train; what stops it before its first step is told in a line and leaves no directory behind."""
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), _quiet_about_disks():
                 if self._claimed is None:
                     # A resumed run goes on in its own directory, which is not empty.
                     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
                 self._tell_in_a_line(self.trainer.fit, **kwargs)
             if self.run_directory is not None and not self._began():
                 raise UserError(f"nothing to train: step {self.trainer.global_step} is already at the Trainer's limits")
-        except BaseException:
-            if self._began():
-                self._say_how_to_resume()
-            else:
+        except BaseException as error:
+            unwritten = _unwritten(error)
+            if not self._began():
                 self._abandon_directory()
+            elif unwritten is not None and self.run_directory is not None and not _debugging():
+                raise UserError(_stopped_by(unwritten, self.run_directory)) from error
+            else:
+                self._say_how_to_resume()
             raise
 
     def validate(self, **kwargs: Any) -> None:
@@ -385,9 +444,8 @@ class GrokCLI(LightningCLI):
         rank_zero_info(f"figures and text: {page}\nagain, or of another run: {PROGRAM} report {self.run_directory}")
 
     def _say_how_to_resume(self) -> None:
-        if self.run_directory is not None and (self.run_directory / "checkpoints" / "last.ckpt").is_file():
-            last = self.run_directory / "checkpoints" / "last.ckpt"
-            print(f"to go on: {PROGRAM} fit --ckpt_path {last}", file=sys.stderr)  # noqa: T201
+        if self.run_directory is not None and (last := self.run_directory / CHECKPOINTS / LAST).is_file():
+            print(f"to go on: {_go_on(last)}", file=sys.stderr)  # noqa: T201
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -426,6 +484,45 @@ def main(args: Sequence[str] | None = None) -> None:
         reason = error if isinstance(error, UserError) else f"config: not a text file: {error}"
         print(f"error: {reason}", file=sys.stderr)  # noqa: T201
         raise SystemExit(2) from None
+
+
+def _go_on(checkpoint: Path) -> str:
+    return f"{PROGRAM} fit --ckpt_path {checkpoint}"
+
+
+def _unwritten(error: BaseException | None) -> OSError | None:
+    """Return the refusal to write a file that is, or is behind, an error; ``None`` if there is none."""
+    found = None
+    while error is not None and not isinstance(found, WriteError):
+        if isinstance(error, WriteError) or (isinstance(error, OSError) and error.errno in REFUSALS):
+            found = error
+        error = error.__cause__ or error.__context__
+    return found
+
+
+def _stopped_by(error: OSError, run: Path) -> str:
+    """Say what could not be written and why, what there is to go on from, and how."""
+    whole = next(whole_checkpoints(run / CHECKPOINTS), None)
+    rest = "there is no checkpoint yet"
+    if whole is not None:
+        rest = f"the last good checkpoint is of step {step_of_checkpoint(whole)}; mend that, then: {_go_on(whole)}"
+    return f"cannot write {error.filename or f'into {run}'}: {error.strerror or error}; {rest}"
+
+
+@contextmanager
+def _quiet_about_disks() -> Iterator[None]:
+    """Print no traceback of TensorBoard's thread where it could not write: the thread that trains is told of it."""
+    before = threading.excepthook
+
+    def tell(args: threading.ExceptHookArgs) -> None:
+        if _unwritten(args.exc_value) is None:
+            before(args)
+
+    threading.excepthook = tell
+    try:
+        yield
+    finally:
+        threading.excepthook = before
 
 
 def _check_words(argv: Sequence[str]) -> None:
@@ -471,6 +568,22 @@ def _run_labels(directories: Sequence[Path]) -> list[str]:
     return [next(name for i, name in enumerate(own) if [other[i] for other in names].count(name) == 1) for own in names]
 
 
+def _check_strategy_name(strategy: object) -> None:
+    """Refuse misspelt strategies, and by name those that :class:`GrokModule` refuses, which may not even be installed.
+
+    Raises:
+        UserError: In one line.
+
+    """
+    known = ["auto", *StrategyRegistry.available_strategies()]
+    if not isinstance(strategy, str):
+        return
+    if strategy not in known:
+        raise UserError(f"trainer.strategy: there is no '{strategy}'{nearest(strategy, known)}")
+    if strategy != "auto" and takes_apart(StrategyRegistry[strategy]["strategy"]):
+        raise UserError(f"trainer.strategy: {strategy} {TAKES_APART}")
+
+
 def _members(population: Any) -> dict[str, list[int | float]]:
     plain = population.as_dict() if isinstance(population, Namespace) else population
     return members_table(plain)
@@ -482,8 +595,10 @@ def _threads(module: GrokModule, data: GrokData) -> int:
     Threads meet after every small product. On an idle machine a second one gains little for five parity networks; on a
     busy one the waiting has made the same step forty times slower.
     """
-    module.configure_model()
-    weights = sum(parameter.numel() for parameter in module.parameters())
+    # Of one member: each of several processes is to make no more than its own.
+    with torch.random.fork_rng(devices=[]):
+        one = module.build_network([stream(0, "initial weights")])
+    weights = module.n_members_in_all * sum(parameter.numel() for parameter in one.parameters())
     return torch.get_num_threads() if weights * data.rows_per_step >= WORTH_THREADS else 1
 
 
@@ -498,7 +613,10 @@ def _experiment_of(config: Namespace) -> str:
 
 
 def _checkpoint(path: str, experiment: Path) -> Path:
-    """Return the checkpoint file that ``--ckpt_path`` means: a file, ``last``, or the newest one of a run."""
+    """Return the checkpoint file that ``--ckpt_path`` means: a file, ``last``, or the newest one of a run.
+
+    A ``last.ckpt`` that is damaged means the newest whole one beside it.
+    """
     try:
         if path == "last":
             return newest_checkpoint(experiment)
@@ -506,10 +624,10 @@ def _checkpoint(path: str, experiment: Path) -> Path:
             return newest_checkpoint(Path(path))
     except FileNotFoundError as error:
         raise UserError(str(error)) from error
-    fault = checkpoint_fault(Path(path))
-    if fault is not None:
-        raise UserError(f"ckpt_path: {path}: {fault}")
-    return Path(path)
+    try:
+        return usable_checkpoint(Path(path))
+    except ValueError as error:
+        raise UserError(f"ckpt_path: {error}") from error
 
 
 def _with_config_of_run(argv: list[str]) -> list[str]:
@@ -521,7 +639,7 @@ def _with_config_of_run(argv: list[str]) -> list[str]:
     if not paths or paths[-1] == "last":
         return argv
     path = Path(paths[-1])
-    if not path.exists():
+    if not path.exists() and run_of_checkpoint(path) is None:
         raise UserError(f"ckpt_path: {path}: there is no such file")
     try:
         run = run_of_checkpoint(newest_checkpoint(path) if path.is_dir() else path)
@@ -563,8 +681,8 @@ def _missing_monitors(chosen: Sequence[Callback]) -> list[Callback]:
     return [monitor for monitor in (LearningCurves(), Onset()) if not _has(chosen, type(monitor))]
 
 
-def _has(callbacks: Sequence[Callback], kind: type[Callback]) -> bool:
-    return any(isinstance(callback, kind) for callback in callbacks)
+def _has(objects: Sequence[object], kind: type) -> bool:
+    return any(isinstance(entry, kind) for entry in objects)
 
 
 def _options() -> list[str]:

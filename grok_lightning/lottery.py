@@ -136,10 +136,11 @@ class LotteryTicket(Intervention):
     def _start(self, pl_module: GrokModule, initial: dict[str, Tensor], kept: Tensor) -> None:
         live = state_of(pl_module)
         for name, value in live.items():
-            if name not in initial or initial[name].shape != value.shape:
+            mine = initial[name][pl_module.own_members] if name in initial else None
+            if mine is None or mine.shape != value.shape:
                 raise ValueError(f"LotteryTicket: the network of {self.run} is another one: '{name}' does not fit")
-            value.copy_(initial[name])
-        kept = kept.to(pl_module.device)
+            value.copy_(mine)
+        kept = kept[pl_module.own_members].to(pl_module.device)
         live[f"{self.layer}.weight"].mul_(kept.unsqueeze(-1))
         live[f"{self.next_layer}.weight"].mul_(kept.unsqueeze(-2))
         if f"{self.layer}.bias" in live:

@@ -17,12 +17,14 @@ __all__ = [
     "Coordinate",
     "Members",
     "Populated",
+    "SpreadsMembers",
     "as_members",
     "check_consumed",
     "column",
     "match_members",
     "members_table",
     "n_members",
+    "own_members",
     "seeds",
     "stream",
 ]
@@ -53,6 +55,17 @@ class Populated(Protocol):
 
     def val_dataloader(self) -> Sequence[Any]:
         """Return one loader for each of ``splits``."""
+
+
+@runtime_checkable
+class SpreadsMembers(Protocol):
+    """A Lightning strategy under which every process has some of the members, and all of their rows."""
+
+    def own_members(self, n_members: int) -> range:
+        """Return which of so many members this process has."""
+
+    def gather_members(self, values: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Return values ``(e, ...)`` of this process's members as those ``(E, ...)`` of all; in every process."""
 
 
 def members_table(
@@ -133,6 +146,17 @@ def as_members(table: Mapping[str, Sequence[Coordinate]] | None) -> Members:
 def n_members(members: Members) -> int:
     """Return E, the number of members."""
     return len(members["seed"])
+
+
+def own_members(strategy: object, n_members: int) -> range:
+    """Return which members a process has: some under a strategy that :class:`SpreadsMembers`, all under any other.
+
+    Args:
+        strategy: The Trainer's; ``None`` where there is no Trainer.
+        n_members: E.
+
+    """
+    return strategy.own_members(n_members) if isinstance(strategy, SpreadsMembers) else range(n_members)
 
 
 def column(members: Members, name: str, default: Coordinate) -> list[Coordinate]:

@@ -1,7 +1,5 @@
 """What a run leaves: labelled arrays, one group a monitor, in one netCDF file."""
 
-import os
-import tempfile
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +9,7 @@ import xarray as xr
 import yaml
 
 from grok_callbacks import Intervention, Monitor
+from grok_callbacks.files import replacing
 from grok_lightning.population import Members
 
 __all__ = ["build_group", "build_record", "join_records", "read_record", "write_record"]
@@ -208,18 +207,16 @@ def _section(config: Any, name: str) -> dict[Any, Any]:
 
 
 def write_record(record: xr.DataTree, path: Path) -> None:
-    """Write a record so that ``path`` is at every instant either the old file or the whole new one."""
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(descriptor)
-    try:
-        record.to_netcdf(name, engine="h5netcdf")
-        with Path(name).open("rb") as file:
-            os.fsync(file.fileno())
-        Path(name).chmod(0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    """Write a record so that ``path`` is at every instant either the old file or the whole new one.
+
+    Raises:
+        WriteError: If it cannot be written.
+
+    """
+    # Made in memory first: of a file on a full disk, HDF5 ends the process by a segmentation fault.
+    content = record.to_netcdf(engine="h5netcdf")
+    with replacing(path) as fresh:
+        fresh.write_bytes(content)
 
 
 def read_record(path: Path) -> xr.DataTree:

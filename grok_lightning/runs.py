@@ -11,7 +11,8 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import cache, cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -24,13 +25,22 @@ import yaml
 from jsonargparse import ArgumentParser
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.plugins.io import AsyncCheckpointIO
 from lightning.pytorch.utilities import rank_zero_info
 from typing_extensions import override
 
 from grok_callbacks import Intervention, Monitor, Replay, Snapshots, callbacks_of, shrink_again
+from grok_callbacks.files import WriteError, remove_leftovers, replacing, unfinished
 from grok_callbacks.protocols import CanShrink
 from grok_callbacks.snapshots import state_of
-from grok_lightning.checkpoints import CHECKPOINTS, whole_checkpoints
+from grok_lightning.checkpoints import (
+    CHECKPOINTS,
+    LAST,
+    PREVIOUS,
+    checkpoint_fault,
+    step_of_checkpoint,
+    whole_checkpoints,
+)
 from grok_lightning.data import GrokData
 from grok_lightning.errors import one_line
 from grok_lightning.modules import GrokModule
@@ -112,9 +122,10 @@ class Run:
         """
         found: dict[int, Path] = {}
         for path in whole_checkpoints(self.directory / CHECKPOINTS):
-            found.setdefault(_step_of(path), path)
+            found.setdefault(step_of_checkpoint(path), path)
         kept = Snapshots(self.directory / WEIGHTS)
-        wanted = max(found, default=None) if step is None else step
+        # Not the highest step: a run that was taken up again at an earlier one has a newer checkpoint.
+        wanted = next(iter(found), None) if step is None else step
         if wanted is None or wanted not in {*found, *kept}:
             what = "no whole checkpoint" if step is None else f"no weights of step {step}"
             raise FileNotFoundError(
@@ -168,7 +179,7 @@ class Run:
         if isinstance(data, CanShrink):
             shrink_again(data, torch.load(last, weights_only=True, map_location="cpu").get("callbacks", {}))
         trainer = Replay(module, data, (config.get("trainer") or {}).get("precision"))
-        snapshots = Snapshots(self.directory / WEIGHTS, {_step_of(last): copy.deepcopy(state_of(module))})
+        snapshots = Snapshots(self.directory / WEIGHTS, {step_of_checkpoint(last): copy.deepcopy(state_of(module))})
         monitor.look_back(trainer, module, snapshots)
         group = build_group(monitor, module.members)
         if group is None:
@@ -209,10 +220,6 @@ class Run:
             path = self.directory / CONFIG
             raise ValueError(f"{path}: the data cannot be made from it: {one_line(str(error))}") from error
         return made
-
-
-def _step_of(checkpoint: Path) -> int:
-    return int(torch.load(checkpoint, weights_only=True, map_location="cpu")["global_step"])
 
 
 def _load_module(checkpoint: Path, module_class: type[GrokModule] | None) -> GrokModule:
@@ -349,10 +356,18 @@ class Recorder(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.started = True
         self._status = "running"
+        if trainer.is_global_zero and not _is_dry(trainer):
+            run = self.directory(trainer)
+            for directory in (run, run / CHECKPOINTS, run / WEIGHTS):
+                remove_leftovers(directory)
 
     @override
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint[MARGINS] = None if self.margins is None else dataclasses.asdict(self.margins)
+        if not _is_dry(trainer):
+            for logger in trainer.loggers:
+                # What comes before the checkpoint is not logged again by a run that goes on from it.
+                logger.save()
         self._write(trainer, pl_module)
 
     @override
@@ -384,7 +399,11 @@ class Recorder(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if self.started:
             self._status = "interrupted"
-            self._write(trainer, pl_module)
+            try:
+                self._write(trainer, pl_module)
+            except WriteError as error:
+                # Raised, it would take the place of the exception that is on its way.
+                rank_zero_info(f"the record stays as it was: {error}")
 
     def directory(self, trainer: Trainer) -> Path:
         """Return the run's directory."""
@@ -423,9 +442,11 @@ class Recorder(Callback):
     def _write(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Rank zero alone, and no collective: in an exception the other processes may be anywhere.
         if trainer.is_global_zero and not _is_dry(trainer):
-            directory = self.directory(trainer)
-            directory.mkdir(parents=True, exist_ok=True)
-            write_record(self.record(trainer, pl_module), directory / RECORD)
+            record = self.record(trainer, pl_module)
+            write_record(record, self.directory(trainer) / RECORD)
+            # Nodes of a tree refer to one another: it would keep its copy of all histories until Python looks for such.
+            for node in [*record.children.values()]:
+                node.orphan()
 
 
 @cache
@@ -443,41 +464,57 @@ def _is_dry(trainer: Trainer) -> bool:
     return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]  # set outside Trainer's own code
 
 
+AGREE_EVERY = 1.0
+"""Seconds of training after which several processes agree again on whether to save and whether to stop."""
+
+
 class LastCheckpoint(Checkpoint):
     """Keeps ``checkpoints/last.ckpt`` fresh: every so often, when training ends, and when Ctrl-C or SIGTERM asks it to.
 
-    The first Ctrl-C lets the step in progress finish, saves and stops, so that resuming goes on exactly there; a second
-    one stops at once. (With several processes Ctrl-C is left to Lightning: they could stop at different steps.)
+    The one before it stays, as ``checkpoints/previous.ckpt``: at every instant at least one of them is whole, whatever
+    plugin the Trainer writes checkpoints with. On the disk that is two checkpoints, and a third while it is written.
+
+    The first Ctrl-C or SIGTERM lets the step in progress finish, saves and stops, so that resuming goes on exactly
+    there; a second one stops at once. Several processes agree, about once a second, on whether any of them was asked to
+    stop, and do so after the same step. The program ends with exit code 1 after Ctrl-C, with 143 after SIGTERM.
 
     Args:
         directory: The run's directory; the Trainer's ``default_root_dir`` if ``None``.
         every_seconds: Wall-clock time between savings, above 0.
+        sigterm: Whether SIGTERM is noticed. ``False`` leaves it to Lightning, which in a SLURM job may use it to put
+            the job into the queue again (``SLURMEnvironment(requeue_signal=SIGTERM)``).
 
     Raises:
         ValueError: If ``every_seconds`` is not positive.
 
     """
 
-    def __init__(self, directory: str | Path | None = None, every_seconds: float = 20.0) -> None:
+    def __init__(self, directory: str | Path | None = None, every_seconds: float = 20.0, sigterm: bool = True) -> None:
         if every_seconds <= 0:
             raise ValueError(f"every_seconds: expected more than 0, got {every_seconds}")
         self._directory = directory
         self.every_seconds = every_seconds
+        self.sigterm = sigterm
         self._saved_at = 0.0
         self._interrupted = 0
+        self._agreed_at = (0.0, 0)
+        self._agree_from = 0
+        self._stops = False
         self._handlers: dict[signal.Signals, Any] = {}
+        self._written: Path | None = None
 
     def path(self, trainer: Trainer) -> Path:
         """Return where the checkpoint is written."""
-        return Path(self._directory or trainer.default_root_dir) / CHECKPOINTS / "last.ckpt"
+        return Path(self._directory or trainer.default_root_dir) / CHECKPOINTS / LAST
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._saved_at = time.monotonic()
-        self._interrupted = 0
-        # In a SLURM job SIGTERM belongs to Lightning, which may put the job into the queue again.
-        numbers = [signal.SIGINT] if "SLURM_JOB_ID" in os.environ else [signal.SIGINT, signal.SIGTERM]
-        if trainer.world_size == 1 and threading.current_thread() is threading.main_thread():
+        self._interrupted, self._stops = 0, False
+        self._agreed_at, self._agree_from = (self._saved_at, trainer.global_step), 0
+        # With several processes Lightning's own handler of SIGTERM communicates inside of it, wherever they are.
+        numbers = [signal.SIGINT, signal.SIGTERM] if self.sigterm else [signal.SIGINT]
+        if threading.current_thread() is threading.main_thread():
             self._handlers = {number: signal.signal(number, self._on_interrupt) for number in numbers}
 
     def _on_interrupt(self, number: int, frame: FrameType | None) -> None:
@@ -490,17 +527,31 @@ class LastCheckpoint(Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self._interrupted:
+        due, interrupted = self._agree(trainer)
+        if due or interrupted:
             self._save(trainer)
+        if interrupted:
+            self._stops = True
             # 143 is what a shell reports of a process that SIGTERM ended.
-            raise KeyboardInterrupt if self._interrupted == signal.SIGINT else SystemExit(128 + self._interrupted)
-        due = time.monotonic() - self._saved_at >= self.every_seconds
-        if trainer.world_size > 1 and batch_idx % 100 == 0:
-            due = trainer.strategy.broadcast(due)
-        elif trainer.world_size > 1:
-            due = False
-        if due:
-            self._save(trainer)
+            raise KeyboardInterrupt if interrupted == signal.SIGINT else SystemExit(128 + interrupted)
+
+    def _agree(self, trainer: Trainer) -> tuple[bool, int]:
+        """Return whether to save now, and the number of the signal that asks to stop; the same in every process."""
+        now = time.monotonic()
+        due = now - self._saved_at >= self.every_seconds
+        if trainer.world_size == 1:
+            return due, self._interrupted
+        step = trainer.global_step
+        if step < self._agree_from:
+            return False, 0
+        before, first = self._agreed_at
+        steps = int((step - first) * AGREE_EVERY / max(now - before, 1e-6))
+        mine = [int(due), max(1, steps), self._interrupted] if trainer.is_global_zero else [0, 0, self._interrupted]
+        # The clock of the first process counts, and a signal that any has received.
+        agreed = trainer.strategy.reduce(torch.tensor(mine, device=trainer.strategy.root_device), reduce_op="max")
+        save, steps, interrupted = agreed.tolist()
+        self._agreed_at, self._agree_from = (now, step), step + steps
+        return bool(save), interrupted
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -509,6 +560,10 @@ class LastCheckpoint(Checkpoint):
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if self._stops:
+            # All have come here. Whoever started them ends the others when one is gone, and the first may still write
+            # the record.
+            trainer.strategy.barrier()
         self._restore_handler()
 
     @override
@@ -525,10 +580,43 @@ class LastCheckpoint(Checkpoint):
             return
         path = self.path(trainer)
         if trainer.is_global_zero:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        # Beside the final file, so that the replacement is atomic on every filesystem.
-        fresh = path.with_name(f".{path.name}")
-        trainer.save_checkpoint(fresh, weights_only=False)
-        if trainer.is_global_zero:
-            os.replace(fresh, path)
+            self._replace(trainer, path)
+        else:
+            trainer.save_checkpoint(path, weights_only=False)  # which rank zero alone writes
         self._saved_at = time.monotonic()
+
+    def _replace(self, trainer: Trainer, path: Path) -> None:
+        if self._written != path:
+            remove_leftovers(path.parent)
+        # What this object has written is whole; what it has found may be the reason why the one before it is needed.
+        whole = self._written == path or checkpoint_fault(path) is None
+        # Whatever plugin writes it, it does so beside the final file, so that the replacement is atomic.
+        with replacing(path) as fresh, _written_at_once(trainer):
+            trainer.save_checkpoint(fresh, weights_only=False)
+            if whole:
+                _keep(path, path.with_name(PREVIOUS))
+        self._written = path
+
+
+def _keep(path: Path, name: Path) -> None:
+    """Give a file a second name, in place of the file that had it; there is a whole file of either name throughout."""
+    link = unfinished(path)
+    try:
+        os.link(path, link)
+    except OSError:  # of a filesystem without links: for an instant there is only the second name
+        os.replace(path, name)
+        return
+    os.replace(link, name)
+    link.unlink(missing_ok=True)  # two names of one file are left as they are
+
+
+@contextmanager
+def _written_at_once(trainer: Trainer) -> Iterator[None]:
+    """Have checkpoints written before ``save_checkpoint`` returns, which an asynchronous plugin does not."""
+    plugin = trainer.strategy.checkpoint_io
+    if isinstance(plugin, AsyncCheckpointIO) and plugin.checkpoint_io is not None:
+        trainer.strategy.checkpoint_io = plugin.checkpoint_io
+    try:
+        yield
+    finally:
+        trainer.strategy.checkpoint_io = plugin

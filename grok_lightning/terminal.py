@@ -61,9 +61,14 @@ class StepBar(ProgressBar):
                 console=console,
                 refresh_per_second=1 / REFRESH_SECONDS,
             )
-            self._bar.start()
             self._bar.add_task("step", total=total, completed=trainer.global_step, metrics="")
         self._next_line = trainer.global_step
+
+    @override
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._bar is not None:
+            # Not when training starts: what other callbacks then have to say would be written into the bar.
+            self._bar.start()
 
     @override
     def on_train_batch_end(

@@ -126,6 +126,14 @@ RULES = {
         ),
         ("grok_lightning.sweeps",),
     ),
+    "strategies know members and modules": Only(
+        ("grok_lightning.strategies",), ("torch", "lightning", "typing_extensions", "grok_lightning.modules")
+    ),
+    "strategies are a matter of the Trainer": Never(
+        ("grok_lightning", "grok_callbacks"),
+        ("grok_lightning.strategies",),
+        exempt=("grok_lightning", "grok_lightning.__main__", "grok_lightning.cli", "grok_lightning.strategies"),
+    ),
     "nothing needs the command line": Never(
         ("grok_lightning", "grok_callbacks"),
         ("grok_lightning.cli",),
@@ -194,6 +202,13 @@ PLANTED = [
     ("what trains and records knows no sweeps", "grok_lightning.records", "from grok_lightning.sweeps import Sweep"),
     ("what trains and records knows no sweeps", "grok_callbacks.curves", "import grok_lightning.sweeps.reading"),
     ("what trains and records knows no sweeps", "grok_lightning.data.table", "from ..sweeps import read_sweep"),
+    ("callbacks need torch and lightning", "grok_callbacks.members", "from grok_lightning.modules import GrokModule"),
+    ("strategies know members and modules", "grok_lightning.strategies", "from grok_lightning.data import TableData"),
+    ("strategies know members and modules", "grok_lightning.strategies", "from grok_callbacks import Monitor"),
+    ("strategies know members and modules", "grok_lightning.strategies", "from .runs import open_run"),
+    ("strategies are a matter of the Trainer", "grok_lightning.modules.module", "from ..strategies import own_members"),
+    ("strategies are a matter of the Trainer", "grok_lightning.runs", "from grok_lightning import strategies"),
+    ("strategies are a matter of the Trainer", "grok_callbacks.monitor", "import grok_lightning.strategies"),
     ("nothing needs the command line", "grok_lightning.runs", "from grok_lightning.cli import main"),
     ("nothing needs the command line", "grok_lightning", "from . import cli"),
     ("nothing needs the command line", "grok_callbacks.rows", "import grok_lightning.cli"),

@@ -5,8 +5,15 @@ import os
 import pytest
 import torch
 
+from grok_callbacks.files import unfinished
 from grok_lightning import checkpoints
-from grok_lightning.checkpoints import checkpoint_fault, newest_checkpoint
+from grok_lightning.checkpoints import (
+    checkpoint_fault,
+    newest_checkpoint,
+    read_checkpoint,
+    step_of_checkpoint,
+    usable_checkpoint,
+)
 
 
 @pytest.mark.parametrize(
@@ -31,6 +38,28 @@ def test_what_is_wrong_with_a_checkpoint_is_told(tmp_path, content, fault):
     assert found is None if fault is None else fault in found
 
 
+@pytest.mark.parametrize(
+    ("content", "kind", "says"),
+    [
+        (None, FileNotFoundError, "there is no such file"),
+        (b"", ValueError, "empty"),
+        (b"x", ValueError, "cannot be read"),
+    ],
+)
+def test_reading_what_is_no_checkpoint_names_the_file(tmp_path, content, kind, says):
+    path = tmp_path / "x.ckpt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(kind, match=rf"x\.ckpt: .*{says}"):
+        read_checkpoint(path)
+
+
+def test_a_checkpoint_is_read_and_says_its_step(tmp_path):
+    path = save(tmp_path / "x.ckpt", 4, time=300)
+    assert read_checkpoint(path) == {"state_dict": {}, "global_step": 4}
+    assert step_of_checkpoint(path) == 4
+
+
 def test_every_truncation_of_a_checkpoint_is_noticed(tmp_path):
     whole = tmp_path / "whole.ckpt"
     torch.save({"state_dict": {"w": torch.arange(1000.0)}, "global_step": 0}, whole)
@@ -41,22 +70,6 @@ def test_every_truncation_of_a_checkpoint_is_noticed(tmp_path):
         found = checkpoint_fault(tmp_path / "cut.ckpt")
         assert found is not None, length
         assert len(found.splitlines()) == 1
-
-
-class Malicious:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.path),)
-
-
-def test_looking_at_a_checkpoint_runs_no_code_of_it(tmp_path):
-    torch.save({"state_dict": {}, "x": Malicious(tmp_path / "executed")}, tmp_path / "x.ckpt")
-    assert checkpoint_fault(tmp_path / "x.ckpt") is not None
-    assert not (tmp_path / "executed").exists()
-    torch.load(tmp_path / "x.ckpt", weights_only=False)
-    assert (tmp_path / "executed").exists(), "it has code to run"
 
 
 def save(path, step, time):
@@ -89,3 +102,65 @@ def test_without_a_whole_checkpoint_the_place_is_named(tmp_path, name):
     (tmp_path / "broken" / "checkpoints" / "last.ckpt").touch()
     with pytest.raises(FileNotFoundError, match=f"no whole checkpoint in .*{name}"):
         newest_checkpoint(tmp_path / name)
+
+
+# A checkpoint that was named
+
+
+@pytest.fixture
+def notes(monkeypatch):
+    notes = []
+    monkeypatch.setattr(checkpoints, "rank_zero_info", notes.append)
+    return notes
+
+
+@pytest.fixture
+def directory(tmp_path):
+    """Whole checkpoints of steps 2, 4 and 6; the last one, of step 8, is cut short."""
+    for step, name in [(2, "2.ckpt"), (4, "4.ckpt"), (6, "previous.ckpt"), (8, "last.ckpt")]:
+        save(tmp_path / name, step, time=step)
+    os.truncate(tmp_path / "last.ckpt", 50)
+    os.utime(tmp_path / "last.ckpt", (8, 8))
+    return tmp_path
+
+
+def test_a_whole_checkpoint_is_the_one_that_was_named(directory, notes):
+    assert usable_checkpoint(directory / "2.ckpt") == directory / "2.ckpt"
+    assert notes == []
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "missing"])
+def test_in_place_of_a_damaged_last_checkpoint_the_newest_whole_one_is_taken_and_told(directory, notes, damage):
+    last, previous = directory / "last.ckpt", directory / "previous.ckpt"
+    if damage == "empty":
+        last.write_bytes(b"")
+    elif damage == "missing":
+        last.unlink()
+    assert usable_checkpoint(last) == previous
+    assert notes[-1].startswith(f"{last}: the")
+    assert notes[-1].endswith(f"; going on with {previous}, of step 6")
+    previous.unlink()
+    assert usable_checkpoint(last) == directory / "4.ckpt"
+
+
+@pytest.mark.parametrize("name", ["2.ckpt", "3.ckpt"])
+def test_any_other_damaged_checkpoint_is_an_error_that_names_the_newest_whole_one(directory, notes, name):
+    (directory / "2.ckpt").write_bytes(b"")
+    with pytest.raises(ValueError, match=rf"{name}: the.*; the newest whole .* is .*previous\.ckpt, of step 6$"):
+        usable_checkpoint(directory / name)
+
+
+@pytest.mark.parametrize("name", ["last.ckpt", "2.ckpt"])
+def test_where_there_is_no_whole_one_the_fault_is_told(tmp_path, notes, name):
+    (tmp_path / name).write_bytes(b"")
+    with pytest.raises(ValueError, match=rf"{name}: the file is empty$"):
+        usable_checkpoint(tmp_path / name)
+
+
+def test_what_is_being_written_is_not_taken_for_a_checkpoint(directory, notes):
+    """Neither now nor after the process that wrote was killed."""
+    save(directory / "checkpoints" / "x.ckpt", 6, time=6)
+    whole = save(unfinished(directory / "checkpoints" / "last.ckpt"), 99, time=99)
+    assert newest_checkpoint(directory).name == "x.ckpt"
+    assert whole.is_file()
+    assert notes == []

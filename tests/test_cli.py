@@ -1269,7 +1269,7 @@ def test_one_interrupt_ends_a_run_from_where_it_goes_on_exactly(folder: Path) ->
         command, cwd=folder, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, start_new_session=True
     ) as process:
         try:
-            output = Lines(process.stderr, "step ")
+            output = Lines(process.stderr, f"/{steps}  ")
             assert output.seen.wait(120), "".join(output.lines)
             process.send_signal(signal.SIGINT)
             process.wait(120)

@@ -10,7 +10,18 @@ from lightning.pytorch import Trainer
 from xarray import Dataset
 
 from grok_callbacks import LearningCurves, NeuronNormTracker, Onset
-from grok_lightning import MLP, LastCheckpoint, OnlineData, Recorder, SparseParity, TableData, Task
+from grok_lightning import (
+    MLP,
+    GrokModule,
+    LastCheckpoint,
+    ModularArithmetic,
+    OnlineData,
+    Recorder,
+    SparseParity,
+    TableData,
+    Task,
+    Transformer,
+)
 from grok_lightning.batch import Batch
 from grok_lightning.data import GrokData, StepLoader
 from grok_lightning.records import read_record
@@ -30,7 +41,17 @@ def online(batch_size: int) -> OnlineData:
     return OnlineData(task=SparseParity(8, 2), n_held_out=101, batch_size=batch_size, members={"seed": [0, 1]})
 
 
-def train(folder: Path, data: GrokData, processes: int, module: MLP | None = None) -> dict[str, torch.Tensor]:
+def modular(sizes: list[int], batch_size: int | None) -> TableData:
+    return TableData(
+        ModularArithmetic(p=7),
+        n_held_out=None,
+        split="symmetric",
+        batch_size=batch_size,
+        members={"seed": [0, 1], "train_size": list(sizes), "weight_decay": [1.0, 0.3]},
+    )
+
+
+def train(folder: Path, data: GrokData, processes: int, module: GrokModule | None = None) -> dict[str, torch.Tensor]:
     """Fit 200 steps in float64 and return the weights, by way of the checkpoint."""
     trainer = Trainer(
         accelerator="cpu",
@@ -48,7 +69,9 @@ def train(folder: Path, data: GrokData, processes: int, module: MLP | None = Non
         callbacks=[
             LearningCurves(),
             Onset(),
-            NeuronNormTracker(layer="network.hidden.0"),
+            NeuronNormTracker(
+                layer="network.layers.0.mlp_in" if isinstance(module, Transformer) else "network.hidden.0"
+            ),
             LastCheckpoint(),
             Recorder(),
         ],
@@ -66,6 +89,8 @@ def train(folder: Path, data: GrokData, processes: int, module: MLP | None = Non
         pytest.param(table, ([75, 33], 25), id="members of two sizes, uneven shards"),
         pytest.param(table, ([75, 33], None), id="full batch"),
         pytest.param(online, (7,), id="fresh rows, uneven shards"),
+        pytest.param(modular, ([40, 30], 9), id="modular addition, members of two sizes, uneven shards"),
+        pytest.param(modular, ([40, 40], None), id="modular addition, full batch"),
     ],
 )
 # Forking after threads were started is what these tests do on purpose; the children run no threads of their own.
@@ -73,8 +98,15 @@ def train(folder: Path, data: GrokData, processes: int, module: MLP | None = Non
 def test_two_processes_give_the_weights_and_the_record_of_one(
     tmp_path: Path, make: Callable[..., GrokData], arguments: tuple[Any, ...]
 ) -> None:
-    alone = train(tmp_path / "one", make(*arguments), processes=1)
-    together = train(tmp_path / "two", make(*arguments), processes=2)
+    def run(name: str, processes: int) -> dict[str, torch.Tensor]:
+        data = make(*arguments)
+        module = None
+        if make is modular:
+            sizes = {"d_model": 8, "n_heads": 2, "d_mlp": 12}
+            module = Transformer(data.n_inputs, data.n_tokens, data.n_outputs, **sizes, members=data.members)
+        return train(tmp_path / name, data, processes, module)
+
+    alone, together = run("one", processes=1), run("two", processes=2)
     for name, value in alone.items():
         torch.testing.assert_close(together[name], value, rtol=0, atol=1e-9)
     one, two = (read_record(tmp_path / name / "records.nc") for name in ("one", "two"))

@@ -5,7 +5,16 @@ import pytest
 import torch
 
 import grok_lightning
-from grok_lightning.population import as_members, check_consumed, column, members_table, n_members, seeds, stream
+from grok_lightning.population import (
+    as_members,
+    check_consumed,
+    column,
+    members_table,
+    n_members,
+    own_members,
+    seeds,
+    stream,
+)
 
 
 def stream_names():
@@ -173,3 +182,26 @@ def test_a_stream_is_the_same_every_time_and_leaves_the_global_one_alone():
 def test_a_stream_does_not_change_between_versions():
     # Published seeds must go on meaning the same runs. `printf 'initial weights\0000' | sha256sum` begins 711cfa00.
     assert stream(0, "initial weights").initial_seed() == 0x00FA1C71
+
+
+class Spreads:
+    """A strategy that gives a process the second and the fourth member."""
+
+    def own_members(self, n_members):
+        return range(1, n_members, 2)
+
+    def gather_members(self, values):
+        return dict(values)
+
+
+class OwnsAlone:
+    """What only names members does not spread them."""
+
+    def own_members(self, n_members):
+        return range(1, n_members, 2)
+
+
+def test_a_process_has_the_members_that_a_strategy_gives_it_or_all():
+    assert list(own_members(Spreads(), 5)) == [1, 3]
+    for strategy in (None, object(), OwnsAlone()):
+        assert own_members(strategy, 5) == range(5)

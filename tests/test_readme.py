@@ -144,3 +144,11 @@ def test_the_commands_of_the_readme_are_valid(tmp_path: Path) -> None:
     for command in commands:
         words = [a or b for a, b in re.findall(r"'([^']*)'|(\S+)", command)]
         main([*words, "--trainer.fast_dev_run=2"])
+
+
+def test_the_tests_that_hold_the_guarantees_exist() -> None:
+    table = README[README.index("| guarantee | held by |") :].partition("\n\n")[0]
+    named = re.findall(r"`(tests/\S+\.py)::(\w+)`", table)
+    assert len(named) >= len(table.splitlines()) - 2
+    for file, test in named:
+        assert re.search(rf"^def {test}\(", (ROOT / file).read_text(), flags=re.MULTILINE), f"{file}::{test}"

@@ -1,5 +1,8 @@
 """The record: labelled arrays that survive being written, whole or not at all."""
 
+import subprocess
+import sys
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -8,6 +11,7 @@ import torch
 import xarray as xr
 
 from grok_callbacks import EveryNSteps, Intervention, Monitor
+from grok_callbacks.files import WriteError
 from grok_lightning.records import build_record, join_records, read_record, write_record
 
 STEPS = [0, 3, 6]
@@ -118,22 +122,40 @@ def test_others_may_read_a_record(tmp_path):
     assert (tmp_path / "records.nc").stat().st_mode & 0o444 == 0o444
 
 
-@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
-def test_a_record_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch, error):
+@pytest.mark.parametrize(("error", "seen"), [(OSError, WriteError), (KeyboardInterrupt, KeyboardInterrupt)])
+def test_a_record_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch, error, seen):
     path = tmp_path / "records.nc"
     write_record(record(), path)
     before = path.read_bytes()
 
-    def half(self, filepath, **options):
-        with open(filepath, "wb") as file:
+    def half(self, content):
+        with self.open("wb") as file:
             file.write(before[:100])
         raise error("no space left")
 
-    monkeypatch.setattr(xr.DataTree, "to_netcdf", half)
-    with pytest.raises(error, match="no space left"):
+    monkeypatch.setattr(Path, "write_bytes", half)
+    with pytest.raises(seen, match="no space left"):
         write_record(record(), path)
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["records.nc"]
+
+
+def test_a_record_on_a_full_disk_is_an_error_and_not_the_end_of_the_process(tmp_path):
+    """HDF5 ends it, when it closes a file that it could not write; so this is tried in a process of its own."""
+    code = (
+        "import resource, signal, sys, numpy, xarray\n"
+        "from pathlib import Path\n"
+        "from grok_lightning.records import write_record\n"
+        "record = xarray.DataTree(xarray.Dataset({'x': ('n', numpy.zeros(10_000))}))\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (5000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))\n"
+        "try:\n    write_record(record, Path(sys.argv[1]))\n"
+        "except OSError as error:\n    print(error.strerror)\n"
+    )
+    command = [sys.executable, "-W", "ignore", "-c", code, str(tmp_path / "records.nc")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "File too large\n")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_missing_record_is_told_with_its_place(tmp_path):

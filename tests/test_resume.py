@@ -7,9 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
-import xarray as xr
 from lightning.pytorch import LightningModule, Trainer
+from runs_compared import assert_same_run, checkpoint_of
 
 from grok_lightning import Recorder, report
 from grok_lightning.cli import main
@@ -116,40 +115,6 @@ def fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fit:
     return run
 
 
-def checkpoint_of(directory: Path) -> dict:
-    return torch.load(directory / "checkpoints" / "last.ckpt", weights_only=True)
-
-
-def assert_equal(found: object, expected: object, where: str) -> None:
-    """Compare nested states exactly."""
-    assert type(found) is type(expected), where
-    if isinstance(expected, torch.Tensor):
-        assert torch.equal(found.nan_to_num(-9.0), expected.nan_to_num(-9.0)), where
-    elif isinstance(expected, dict):
-        assert found.keys() == expected.keys(), where
-        for key in expected:
-            assert_equal(found[key], expected[key], f"{where}/{key}")
-    elif isinstance(expected, list | tuple):
-        assert len(found) == len(expected), where
-        for i, (one, other) in enumerate(zip(found, expected, strict=True)):
-            assert_equal(one, other, f"{where}/{i}")
-    else:
-        assert found == expected, where
-
-
-def assert_same_run(resumed: Path, whole: Path) -> None:
-    mine, theirs = checkpoint_of(resumed), checkpoint_of(whole)
-    for part in ("global_step", "state_dict", "optimizer_states", "lr_schedulers"):
-        assert_equal(mine[part], theirs[part], part)
-    monitors = [key for key in theirs["callbacks"] if not key.startswith("ModelCheckpoint")]
-    assert len(monitors) == 3
-    for key in monitors:
-        assert_equal(mine["callbacks"][key], theirs["callbacks"][key], key)
-    record, reference = read_record(resumed / "records.nc"), read_record(whole / "records.nc")
-    record.attrs.pop("config"), reference.attrs.pop("config")  # limits are typed anew on resuming
-    xr.testing.assert_identical(record, reference)
-
-
 @pytest.mark.parametrize(
     ("limit", "validation"),
     [
@@ -246,6 +211,57 @@ def test_a_run_that_would_have_stopped_at_the_validation_that_is_made_up_for_sto
     last = int(checkpoint_of(whole)["global_step"])
     assert last < 24
     resumed = fit("again", *LIMITS["epochs"], *stop, f"--ckpt_path={RUN}/checkpoints/{last}.ckpt", after=whole)
+    assert_same_run(resumed, whole)
+
+
+@pytest.mark.parametrize("named", ["checkpoint", "run"])
+@pytest.mark.parametrize(
+    "save",
+    [
+        pytest.param(EVERY_STEP, id="step"),
+        pytest.param("every_n_epochs: 1, save_on_train_epoch_end: true", id="end of epoch"),
+        pytest.param("every_n_epochs: 1, save_on_train_epoch_end: false", id="end of validation"),
+    ],
+)
+@pytest.mark.parametrize("limit", LIMITS)
+def test_a_run_that_was_killed_between_its_last_checkpoint_and_its_end_is_ended(
+    fit: Fit, tmp_path: Path, limit: str, save: str, named: str
+) -> None:
+    """There is no step left to be taken; a validation may be, and the record and last.ckpt are."""
+    whole = fit("whole", *LIMITS[limit], save=save)
+    killed = tmp_path / "killed" / RUN
+    shutil.copytree(whole.parents[2], killed.parents[2])
+    (killed / "checkpoints" / "last.ckpt").unlink()
+    (killed / "records.nc").unlink()
+    checkpoint = {"checkpoint": f"{RUN}/checkpoints/24.ckpt", "run": RUN}[named]
+    assert_same_run(fit("again", *LIMITS[limit], f"--ckpt_path={checkpoint}", save=save, after=killed), whole)
+
+
+STOPS = {
+    "StopAfterOnset": ["--trainer.callbacks+=StopAfterOnset", "--trainer.callbacks.event=memorised"],
+    "StopWhenConverged": [
+        "--trainer.callbacks+=Convergence",
+        "--trainer.callbacks+=StopWhenConverged",
+        *(f"--trainer.callbacks.{what}_moved=9" for what in ("loss", "accuracy", "norm")),
+        "--trainer.callbacks.at_least=0.01",
+        # All members have to have a decay.
+        "--population={seed: [0, 1], train_size: 32, weight_decay: 0.01}",
+    ],
+}
+
+
+@pytest.mark.parametrize("at_end_of_training_epoch", ["true", "false"])
+@pytest.mark.parametrize("stop", STOPS)
+def test_a_run_that_was_stopped_at_a_validation_stops_there_when_resumed(
+    fit: Fit, stop: str, at_end_of_training_epoch: str
+) -> None:
+    """Saved after the validation at which the run ends, killed before it has ended."""
+    save = f"every_n_epochs: 1, save_on_train_epoch_end: {at_end_of_training_epoch}"
+    whole = fit("whole", *LIMITS["epochs"], *STOPS[stop], save=save)
+    last = int(checkpoint_of(whole)["global_step"])
+    assert 0 < last < 24
+    checkpoint = f"--ckpt_path={RUN}/checkpoints/{last}.ckpt"
+    resumed = fit("again", *LIMITS["epochs"], *STOPS[stop], checkpoint, save=save, after=whole)
     assert_same_run(resumed, whole)
 
 

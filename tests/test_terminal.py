@@ -112,6 +112,19 @@ def test_in_a_terminal_there_is_one_bar_and_it_is_closed(make_trainer, foreign, 
     assert shown.rstrip().endswith("\x1b[?25h"), "the cursor is shown again"
 
 
+def test_what_others_say_when_training_starts_comes_before_the_bar(make_trainer, foreign, capsys, bar_in_a_terminal):
+    class Says(Callback):
+        def on_train_start(self, trainer, pl_module):
+            print("about to begin", file=terminal.sys.stderr)
+
+    trainer = make_trainer(max_epochs=2, callbacks=[bar_in_a_terminal, Says()], enable_progress_bar=True)
+    trainer.fit(foreign.module(), foreign.train_loader(), foreign.val_loader())
+    before, _, after = capsys.readouterr().err.partition("about to begin\n")
+    assert "/6" not in before
+    assert "\x1b[?25l" not in before, "the cursor is still shown"
+    assert "6/6" in after
+
+
 def test_a_bar_is_closed_by_an_error(make_trainer, foreign, capsys, bar_in_a_terminal):
     class Fails(Callback):
         def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):

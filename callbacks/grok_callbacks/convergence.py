@@ -14,9 +14,10 @@ from typing_extensions import override
 from .curves import read_metric
 from .functional.convergence import box_share, come_to, settled
 from .intervention import Intervention
+from .members import n_members_here, n_members_in_all, own_members
 from .monitor import Monitor, callbacks_of, named_array
 from .parameters import member_parameters, tensor_norms
-from .protocols import HasMemberDecay, HasMembers
+from .protocols import HasMemberDecay
 from .replay import Replay
 from .schedule import EveryValidation, Schedule
 
@@ -85,7 +86,7 @@ class Convergence(Monitor):
         self._own_decays = None if own is None else own.tolist()
         if self._time is None:
             past = 0.0 if trainer.global_step == 0 else torch.nan
-            self._time = [past] * _members(pl_module)
+            self._time = [past] * n_members_in_all(pl_module)
         super().on_train_start(trainer, pl_module)
 
     @override
@@ -109,14 +110,15 @@ class Convergence(Monitor):
     def measure(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Tensor]:
         parameters = member_parameters(pl_module, "Convergence")
         optimizers = _optimizers(trainer, pl_module)
-        unknown = torch.full((_members(pl_module),), torch.nan, dtype=torch.float64)
+        unknown = torch.full((n_members_in_all(pl_module),), torch.nan, dtype=torch.float64)
         eps = next((group["eps"] for group in _groups(optimizers) if "eps" in group), torch.nan)
         self._constants = {
             "weight_decay": _decays(pl_module, optimizers),
             "eps": torch.full_like(unknown, float(eps)),
         }
+        time = unknown if self._time is None else torch.tensor(self._time, dtype=torch.float64)
         return {
-            "decay_time": unknown if self._time is None else torch.tensor(self._time, dtype=torch.float64),
+            "decay_time": own_members(pl_module, time),
             "norm": torch.linalg.vector_norm(tensor_norms(parameters), dim=1),
             "box_share": box_share(parameters.values(), _boxes(pl_module, optimizers)),
         }
@@ -245,6 +247,8 @@ class StopWhenConverged(Intervention):
         if convergence.owed == trainer.global_step:  # a validation to be made up for, at which it might have stopped
             convergence.on_train_start(trainer, pl_module)
             self._look(trainer, pl_module, convergence)
+        elif self._step == trainer.global_step:  # one at which it stopped, unless it was interrupted before
+            self._stop_if(self._settled(), trainer)
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -256,7 +260,9 @@ class StopWhenConverged(Intervention):
 
     def _look(self, trainer: Trainer, pl_module: LightningModule, convergence: Convergence) -> None:
         """Take the values of this validation, and stop if that is enough."""
-        due = self._take(trainer, pl_module, convergence) and self._settled()
+        self._stop_if(self._take(trainer, pl_module, convergence) and self._settled(), trainer)
+
+    def _stop_if(self, due: bool, trainer: Trainer) -> None:
         # Together or not at all: a foreign module may log other values on every process.
         if trainer.strategy.reduce_boolean_decision(due, all=False):
             trainer.should_stop = True
@@ -277,7 +283,7 @@ class StopWhenConverged(Intervention):
             self._told = True
             return False
         if trainer.global_step > self._step:
-            members = _members(pl_module)
+            members = n_members_in_all(pl_module)
             values = {key: value.cpu().double().expand(members) for key, value in metrics.items() if value is not None}
             measured = convergence.history
             values |= {"time": measured["decay_time"][-1], "norm": measured["norm"][-1]}
@@ -327,10 +333,6 @@ def _check_rule(moved: Mapping[str, float], window: float) -> None:
         raise ValueError(f"window: expected a share in (0, 1], got {window}")
 
 
-def _members(pl_module: LightningModule) -> int:
-    return pl_module.n_members if isinstance(pl_module, HasMembers) else 1
-
-
 def _optimizers(trainer: Trainer, pl_module: LightningModule) -> list[Optimizer]:
     """Return the optimizers of the training; when looking back, such as the module would train with."""
     if isinstance(trainer, Replay):
@@ -355,7 +357,7 @@ def _groups(optimizers: Sequence[Optimizer]) -> Iterator[dict[str, Any]]:
 
 
 def _own_decays(pl_module: LightningModule) -> Tensor | None:
-    """Return λ of each member, ``(E,)``, where the module has such numbers.
+    """Return λ of each member of the whole population, ``(E,)``, where the module has such numbers.
 
     Raises:
         ValueError: If there are not as many as members.
@@ -364,23 +366,26 @@ def _own_decays(pl_module: LightningModule) -> Tensor | None:
     decays = pl_module.weight_decays if isinstance(pl_module, HasMemberDecay) else None
     if decays is None:
         return None
-    if len(decays) != _members(pl_module):
-        raise ValueError(f"weight_decays: expected those of {_members(pl_module)} members, got {len(decays)}")
+    members = n_members_in_all(pl_module)
+    if len(decays) != members:
+        raise ValueError(f"weight_decays: expected those of {members} members, got {len(decays)}")
     return torch.tensor(decays, dtype=torch.float64)
 
 
 def _decays(pl_module: LightningModule, optimizers: Sequence[Optimizer]) -> Tensor:
-    """Return λ of each member, ``(E,)``; NaN without an optimizer."""
+    """Return λ of each member of the whole population, ``(E,)``; NaN without an optimizer."""
     own = _own_decays(pl_module)
     if own is not None:
         return own
     decay = next((group.get("weight_decay", 0.0) for group in _groups(optimizers)), torch.nan)
-    return torch.full((_members(pl_module),), float(decay), dtype=torch.float64)
+    return torch.full((n_members_in_all(pl_module),), float(decay), dtype=torch.float64)
 
 
 def _boxes(pl_module: LightningModule, optimizers: Sequence[Optimizer]) -> list[Tensor]:
-    """Return for every parameter the λ ``(E,)`` of the box that holds it, 0 if none does."""
-    own, none = _own_decays(pl_module), torch.zeros(_members(pl_module), dtype=torch.float64)
+    """Return for every parameter the λ ``(e,)`` of the box that holds it, 0 if none does; e members of this process."""
+    none = torch.zeros(n_members_here(pl_module), dtype=torch.float64)
+    own = _own_decays(pl_module)
+    own = None if own is None else own_members(pl_module, own)
     boxes: dict[int, Tensor] = {}
     for group in _groups(optimizers):
         if group.get("decoupled_weight_decay", False):  # AdamW's say so too

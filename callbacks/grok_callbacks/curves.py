@@ -49,6 +49,7 @@ class LearningCurves(Monitor):
         "unpaired_share": (),
     }
     labels: Mapping[str, Sequence[str | int]] = {"split": SPLITS}
+    gathered: ClassVar[bool] = True
 
     def __init__(
         self,

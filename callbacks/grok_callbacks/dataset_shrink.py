@@ -16,10 +16,11 @@ from typing_extensions import override
 
 from .curves import read_metric
 from .intervention import Intervention
+from .members import n_members_in_all, own_members
 from .monitor import callbacks_of, validation_due
 from .onset import Event, Onset, find_onset
 from .parameters import member_parameters
-from .protocols import CanShrink, HasCoordinates, HasMemberMetrics, HasMembers
+from .protocols import CanShrink, HasCoordinates, HasMemberMetrics
 from .rows import KeptRows
 
 __all__ = ["SHRINK_COORDINATES", "DatasetShrink", "shrink_again"]
@@ -232,7 +233,7 @@ class DatasetShrink(Intervention):
             raise ValueError("DatasetShrink: expected one of them; members that shrink otherwise have coordinates")
         self._members = pl_module.members if isinstance(pl_module, HasCoordinates) else {}
         data = _shrinkable(trainer)
-        n_members = pl_module.n_members if isinstance(pl_module, HasMembers) else 1
+        n_members = n_members_in_all(pl_module)
         if data is not None:
             n_members = len(data.sizes)
         self._check_given(n_members)
@@ -447,7 +448,7 @@ class DatasetShrink(Intervention):
             self._kept[e], self._since[e] = self._choose(e), step
         self._find_next()
         if self.fresh_optimizer:
-            self._empty_optimizers(trainer, members)
+            self._empty_optimizers(trainer, pl_module, members)
         data = _shrinkable(trainer)
         if data is not None:
             data.keep_rows(self._kept, self._since)
@@ -457,8 +458,11 @@ class DatasetShrink(Intervention):
         rank_zero_info(f"{self.name}: fewer rows from step {step} on: {told}{more}")
         return True
 
-    def _empty_optimizers(self, trainer: Trainer, members: Sequence[int]) -> None:
+    def _empty_optimizers(self, trainer: Trainer, pl_module: LightningModule, members: Sequence[int]) -> None:
         """Let the optimizers forget what they know of members."""
+        shrinks = torch.zeros(len(self._kept), dtype=torch.bool)
+        shrinks[list(members)] = True
+        own = own_members(pl_module, shrinks)
         for optimizer in trainer.optimizers:
             if len(members) == len(self._kept):
                 optimizer.state.clear()
@@ -466,7 +470,7 @@ class DatasetShrink(Intervention):
             for parameter, state in optimizer.state.items():
                 for value in state.values():
                     if isinstance(value, Tensor) and value.shape == parameter.shape:
-                        value[list(members)] = 0
+                        value[own.to(value.device)] = 0
 
     def _hand_out(self, trainer: Trainer, loader: object) -> object:
         """Return what Lightning is to train on in place of a module's loader, as it was made."""

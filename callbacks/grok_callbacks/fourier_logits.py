@@ -34,9 +34,10 @@ from .functional.fourier_logits import (
     trigonometric_logits,
     trigonometric_share,
 )
+from .members import n_members_here
 from .monitor import Monitor, find_submodule
 from .neurons import Neurons, uncompiled
-from .protocols import HasMembers, HasRows
+from .protocols import HasRows
 from .rows import rows_of, rows_version
 from .schedule import LogSpaced, Schedule
 from .snapshots import plain_name
@@ -321,7 +322,7 @@ class FourierLogitSplitter(Monitor):
         if self._rows is None or version != self._version:
             self._version = version
             inputs, targets = rows_of(trainer, pl_module, "train", self.rows)
-            self._rows = self._place(inputs, targets, _n_members(pl_module))
+            self._rows = self._place(inputs, targets, n_members_here(pl_module))
         return self._rows
 
     def _place(self, inputs: Tensor, targets: Tensor, members: int) -> _TrainingRows:
@@ -375,7 +376,7 @@ class FourierLogitSplitter(Monitor):
         network: nn.Module = pl_module if self.network is None else find_submodule(pl_module, self.network, "network")
         with uncompiled():
             output = network(inputs)
-        return _at_last_position(output, len(inputs), _n_members(pl_module)), None
+        return _at_last_position(output, len(inputs), n_members_here(pl_module)), None
 
     def _try(self, trainer: Trainer, pl_module: LightningModule, neurons: Neurons | None) -> None:
         """Run the network on a few rows in which every token occurs.
@@ -392,7 +393,7 @@ class FourierLogitSplitter(Monitor):
                 f"layout, modulus: the model fails on rows {self._form()}, {inputs.dtype} {tuple(inputs.shape)}: "
                 f"{type(error).__name__}: {' '.join(str(error).split())}"
             ) from error
-        self._check_outputs(logits, activations, len(inputs), _n_members(pl_module))
+        self._check_outputs(logits, activations, len(inputs), n_members_here(pl_module))
 
     def _check_outputs(self, logits: Tensor, activations: Tensor | None, n_rows: int, members: int) -> None:
         if logits.shape[:2] != (members, n_rows) or logits.shape[2] < self.modulus:
@@ -415,7 +416,7 @@ class FourierLogitSplitter(Monitor):
             ValueError: If the network puts out something else than logits of every residue.
 
         """
-        members, n = _n_members(pl_module), self.n
+        members, n = n_members_here(pl_module), self.n
         at_once = max(1, ROWS_AT_ONCE // (members * n))
         cube: Tensor | None = None
         origin: Tensor | None = None
@@ -448,7 +449,7 @@ class FourierLogitSplitter(Monitor):
         inputs = self._inputs(trainer, pl_module, self.group.left, self.group.right)
         readout = neurons.readout(inputs, self.group.left)
         if readout is None:
-            members = _n_members(pl_module)
+            members = n_members_here(pl_module)
             return {
                 "neuron_logit_power": torch.full((members, self.n // 2), torch.nan, dtype=torch.float64),
                 "neuron_logit_gini": torch.full((members,), torch.nan, dtype=torch.float64),
@@ -471,7 +472,7 @@ class FourierLogitSplitter(Monitor):
             raise ValueError(
                 f"embedding: the model has no '{self.embedding}'; it has {', '.join(parameters) or 'no parameters'}"
             )
-        members = _n_members(pl_module)
+        members = n_members_here(pl_module)
         table = weight.unsqueeze(0) if members == 1 and weight.ndim == 2 else weight
         one_hot = self.layout == "one-hot"
         if table.ndim == 3 and one_hot:
@@ -515,10 +516,6 @@ def _positions_of(elements: Tensor, modulus: int) -> Tensor:
     positions = torch.full((modulus,), -1)
     positions[elements] = torch.arange(len(elements))
     return positions
-
-
-def _n_members(pl_module: LightningModule) -> int:
-    return pl_module.n_members if isinstance(pl_module, HasMembers) else 1
 
 
 def _at_least_float32(values: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from lightning.pytorch.loggers import Logger
 from torch import Tensor, nn
 from typing_extensions import override
 
+from .members import gather_members, n_members_here, n_members_in_all
 from .protocols import HasMembers
 from .replay import Replay
 from .schedule import Schedule
@@ -36,8 +37,10 @@ class Monitor(Callback, ABC):
     measured once even if Lightning passes it several times, the history is part of every checkpoint, so that a resumed
     run has all of it.
 
-    Under data parallelism every process measures the same replicated members; a gathering of members that are spread
-    over processes is not there yet.
+    Every process measures the members whose parameters it has. Where these are spread over processes
+    (:class:`SpreadsMembers`), the values are gathered, in the order of the members: the history, what is logged and the
+    record are those of the whole population in every process. Under data parallelism all have the same members, and
+    nothing needs gathering.
 
     Steps count optimizer steps applied to the weights that are measured; 0 is the initial weights.
 
@@ -51,6 +54,7 @@ class Monitor(Callback, ABC):
             its own, before or at its first measurement.
         seconds: Wall-clock seconds spent measuring, in this process.
         owed: Step of the checkpoint that is resumed from, if the validation that belongs to it is still to come.
+        gathered: Whether :meth:`measure` returns the values of the whole population in every process as it is.
 
     Raises:
         ValueError: If the name has another form.
@@ -59,6 +63,7 @@ class Monitor(Callback, ABC):
 
     dims: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     labels: Mapping[str, Sequence[str | int]] = {}
+    gathered: ClassVar[bool] = False
 
     def __init__(self, schedule: Schedule, name: str) -> None:
         if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
@@ -75,7 +80,7 @@ class Monitor(Callback, ABC):
     def measure(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Tensor]:
         """Return the arrays of the model as it is now, ``(E, *dims)`` each; ``{}`` where there is nothing to measure.
 
-        For a module without members E is 1. Runs on every process.
+        For a module without members E is 1. Runs on every process, for the members that it has.
         """
 
     def scalars(self, values: dict[str, Tensor]) -> dict[str, float]:
@@ -256,15 +261,18 @@ class Monitor(Callback, ABC):
                 name: (value.float() if value.dtype == torch.bfloat16 else value).detach().to("cpu", copy=True)
                 for name, value in values.items()
             }
+            if not self.gathered:
+                self._check_shapes(values, n_members_here(pl_module))
+                values = gather_members(pl_module, values)
         if values:
-            self._check(values, pl_module)
+            self._check_shapes(values, n_members_in_all(pl_module))
+            self._check_history(values)
             self._steps.append(step)
             for name, value in values.items():
                 self._values.setdefault(name, []).append(value)
         return values
 
-    def _check(self, values: dict[str, Tensor], pl_module: LightningModule) -> None:
-        members = pl_module.n_members if isinstance(pl_module, HasMembers) else 1
+    def _check_shapes(self, values: dict[str, Tensor], members: int) -> None:
         for name, value in values.items():
             if name not in self.dims:
                 raise ValueError(f"{type(self).__name__}: measured '{name}', but dims name {sorted(self.dims)}")
@@ -273,6 +281,8 @@ class Monitor(Callback, ABC):
                     f"{type(self).__name__}: expected '{name}' of shape (member, {', '.join(self.dims[name])}) with "
                     f"{members} members, got {tuple(value.shape)}"
                 )
+
+    def _check_history(self, values: dict[str, Tensor]) -> None:
         shapes = {name: tuple(value.shape) for name, value in values.items()}
         before = {name: tuple(kept[-1].shape) for name, kept in self._values.items()}
         if before and shapes != before:

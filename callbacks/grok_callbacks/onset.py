@@ -52,6 +52,7 @@ class Onset(Monitor):
 
     dims: ClassVar[dict[str, tuple[str, ...]]] = {"accuracy": ("split",)}
     labels: Mapping[str, Sequence[str | int]] = {"event": EVENTS}
+    gathered: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -174,9 +175,11 @@ class StopAfterOnset(Intervention):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        onset = self._onset(trainer)
-        if onset.owed == trainer.global_step:  # a validation to be made up for, at which the run might have stopped
+        onset, step = self._onset(trainer), trainer.global_step
+        if onset.owed == step:
             onset.on_train_start(trainer, pl_module)
+        if step and onset.steps[-1:].tolist() == [step]:
+            # A validation at which the run stopped, or would have, had it not been interrupted before.
             self._stop_if_due(trainer)
 
     @override

@@ -6,7 +6,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
-from .protocols import HasMembers
+from .members import n_members_here
 from .snapshots import plain_name
 
 __all__ = ["member_parameters", "tensor_norms"]
@@ -24,7 +24,7 @@ def member_parameters(pl_module: LightningModule, who: str) -> dict[str, Tensor]
 
     """
     # A plain network in a module with members is a population of one.
-    members = pl_module.n_members if isinstance(pl_module, HasMembers) else 1
+    members = n_members_here(pl_module)
     parameters = {plain_name(name): value.detach() for name, value in pl_module.named_parameters()}
     if not parameters:
         raise ValueError(f"{who}: the model has no parameters")

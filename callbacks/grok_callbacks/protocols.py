@@ -1,6 +1,6 @@
 """What a module may offer beyond plain Lightning. Nothing here is required."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, Protocol, runtime_checkable
 
 from torch import Tensor
@@ -14,6 +14,7 @@ __all__ = [
     "HasParts",
     "HasRows",
     "HasRowsVersion",
+    "SpreadsMembers",
 ]
 
 
@@ -23,7 +24,23 @@ class HasMembers(Protocol):
 
     @property
     def n_members(self) -> int:
-        """E, the number of members."""
+        """E, the number of members; of those whose parameters this process has, where they are spread over several."""
+
+
+@runtime_checkable
+class SpreadsMembers(Protocol):
+    """A module whose members may be spread over processes, each of which then has the parameters of its own alone."""
+
+    @property
+    def n_members_in_all(self) -> int:
+        """E, the number of members in all processes."""
+
+    @property
+    def own_members(self) -> slice:
+        """Which of the E members this process has."""
+
+    def gather_members(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return values of this process's members, ``(e, ...)``, as those of all, ``(E, ...)``; in every process."""
 
 
 @runtime_checkable
@@ -48,7 +65,7 @@ class HasMemberDecay(Protocol):
 
     @property
     def weight_decays(self) -> list[float] | None:
-        """λ_e of each member, ``None`` if the optimizer's own decay holds for all."""
+        """λ_e of each member of the whole population, ``None`` if the optimizer's own decay holds for all."""
 
 
 @runtime_checkable

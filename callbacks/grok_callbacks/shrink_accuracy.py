@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from .functional.sparse_subnetwork import is_right, predictions
+from .members import n_members_here
 from .monitor import Monitor, find_submodule
-from .protocols import HasMembers, HasRows
+from .protocols import HasRows
 from .rows import Split, parts_of
 from .schedule import EveryValidation, Schedule
 
@@ -65,7 +66,7 @@ class ShrinkAccuracy(Monitor):
     @override
     def measure(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Tensor]:
         pl_module.eval()
-        members = pl_module.n_members if isinstance(pl_module, HasMembers) else 1
+        members = n_members_here(pl_module)
         found = {part: torch.full((members,), torch.nan, dtype=torch.float64) for part in PARTS}
         splits: tuple[Split, ...] = ("train", "held_out") if self._has_held_out(trainer) else ("train",)
         for split in splits:
@@ -97,7 +98,7 @@ class ShrinkAccuracy(Monitor):
 
     def _right(self, trainer: Trainer, pl_module: LightningModule, inputs: Tensor, targets: Tensor) -> Tensor:
         """Return which rows are predicted rightly, ``(E, N)``."""
-        members = pl_module.n_members if isinstance(pl_module, HasMembers) else 1
+        members = n_members_here(pl_module)
         if members == 1 and targets.ndim == 2:
             # A plain network in a module with members does not know of them; any other takes such rows too.
             inputs, targets = inputs.squeeze(0), targets.squeeze(0)

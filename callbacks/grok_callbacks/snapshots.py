@@ -1,8 +1,6 @@
 """Weights at earlier steps: kept in files, read back, put into a model for a while."""
 
-import os
 import re
-import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +11,10 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 from typing_extensions import override
 
-__all__ = ["Snapshots", "remove_snapshots", "state_of", "weights_of", "write_snapshot"]
+from .files import write_tensors
+from .members import gather_members, own_members
+
+__all__ = ["Snapshots", "remove_snapshots", "state_of", "state_of_all", "weights_of", "write_snapshot"]
 
 _FILE = re.compile(r"step_(\d{10,})\.pt")
 
@@ -74,20 +75,14 @@ class Snapshots(Mapping[int, Mapping[str, Tensor]]):
 
 
 def write_snapshot(directory: Path, step: int, weights: Mapping[str, Tensor], run: str = "") -> Path:
-    """Write weights so that their file is at every instant either not there or whole; ``run`` marks whose they are."""
-    directory.mkdir(parents=True, exist_ok=True)
+    """Write weights so that their file is at every instant either not there or whole; ``run`` marks whose they are.
+
+    Raises:
+        WriteError: If they cannot be written.
+
+    """
     path = directory / f"step_{step:010d}.pt"
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=directory)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            torch.save({"step": step, "run": run, "weights": dict(weights)}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).chmod(0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    write_tensors({"step": step, "run": run, "weights": dict(weights)}, path)
     return path
 
 
@@ -108,6 +103,16 @@ def state_of(pl_module: LightningModule) -> dict[str, Tensor]:
     return {plain_name(name): value for name, value in pl_module.state_dict().items() if isinstance(value, Tensor)}
 
 
+def state_of_all(pl_module: LightningModule) -> dict[str, Tensor]:
+    """Return what a checkpoint of the whole population would hold of a model, as copies on the CPU; in every process.
+
+    Has to be asked for in every process, where members are spread over several.
+    """
+    return gather_members(
+        pl_module, {name: value.detach().cpu().clone() for name, value in state_of(pl_module).items()}
+    )
+
+
 def plain_name(name: str) -> str:
     """Return a dotted name without what wrapping and compiling add to it."""
     return ".".join(part for part in name.split(".") if part not in ("_orig_mod", "_forward_module"))
@@ -117,18 +122,21 @@ def plain_name(name: str) -> str:
 def weights_of(pl_module: LightningModule, weights: Mapping[str, Tensor]) -> Iterator[None]:
     """Give a model other weights, and put its own back afterwards, bit for bit.
 
+    Where members are spread over processes the weights are those of the whole population, and each takes its own.
+
     Raises:
         ValueError: If a tensor is missing or has another shape: the rest of the model would be of another step.
 
     """
     live = state_of(pl_module)
+    theirs = {name: own_members(pl_module, value) if value.ndim else value for name, value in weights.items()}
     for name, value in live.items():
-        if name not in weights or weights[name].shape != value.shape:
-            found = tuple(weights[name].shape) if name in weights else "nothing"
+        if name not in theirs or theirs[name].shape != value.shape:
+            found = tuple(theirs[name].shape) if name in theirs else "nothing"
             raise ValueError(f"weights of another step: expected '{name}' of {tuple(value.shape)}, found {found}")
     own = {name: value.clone() for name, value in live.items()}
     try:
-        _copy(weights, live)
+        _copy(theirs, live)
         yield
     finally:
         _copy(own, live)

@@ -18,13 +18,14 @@ from .functional.subnetwork_comparison import (
     overlap_with_largest,
     random_sets,
 )
+from .members import gather_members, own_members
 from .monitor import Monitor, named_array
 from .neurons import Neurons, tell_method, warn_of_misfits
 from .protocols import HasRows
 from .replay import Replay
 from .rows import Split, rows_of
 from .schedule import AtEnd
-from .snapshots import Snapshots, state_of, weights_of
+from .snapshots import Snapshots, state_of_all, weights_of
 from .sparse_subnetwork import RULES, Rule, check_rule
 from .weight_trajectory import find_trajectory
 
@@ -156,7 +157,7 @@ class SubnetworkComparison(Monitor):
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        now = {name: value.detach().clone() for name, value in state_of(pl_module).items()}
+        now = state_of_all(pl_module)
         trainer.strategy.barrier()  # until the first process has written its last file
         trajectory = find_trajectory(trainer, type(self).__name__)
         self.look_back(trainer, pl_module, trajectory.snapshots({trainer.global_step: now}))
@@ -173,7 +174,12 @@ class SubnetworkComparison(Monitor):
             for split in SPLITS:
                 self._rows(trainer, pl_module, split)
         found = [self._active(trainer, pl_module, snapshots, step) for step in steps]
-        sizes, active = torch.stack([size for size, _ in found]), torch.stack([mask for _, mask in found])
+        mine = {
+            "size": torch.stack([size for size, _ in found], dim=1),
+            "active": torch.stack([m for _, m in found], dim=1),
+        }
+        # Of all members: random sets are drawn for one after another.
+        sizes, active = (value.transpose(0, 1) for value in gather_members(pl_module, mine).values())
         chosen = median_index(sizes)
         members = torch.arange(sizes.shape[1])
         self._size = sizes[chosen, members]
@@ -210,7 +216,7 @@ class SubnetworkComparison(Monitor):
         pl_module.eval()
         neurons = self._neurons(pl_module)
         norms = neurons.norms()
-        sets = self._sets.to(norms.device)
+        sets = own_members(pl_module, self._sets).to(norms.device)
         values = {
             "norm": self._grouped(mean_norms(norms.double(), sets)),
             "agreement": torch.stack(
@@ -220,7 +226,8 @@ class SubnetworkComparison(Monitor):
             "sensitivity": self._sensitivity(trainer, pl_module, neurons, sets),
         }
         self._method = tell_method(neurons, self._method)
-        defined = self._size.isfinite().to(norms.device) & norms.isfinite().all(dim=-1)
+        size = own_members(pl_module, self._size)
+        defined = size.isfinite().to(norms.device) & norms.isfinite().all(dim=-1)
         return {
             name: torch.where(defined.reshape(-1, *[1] * (value.ndim - 1)), value, torch.nan)
             for name, value in values.items()

@@ -11,10 +11,11 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from typing_extensions import override
 
+from .files import remove_leftovers
 from .monitor import Monitor, callbacks_of
 from .protocols import HasMembers
 from .schedule import EveryNSteps, Schedule
-from .snapshots import Snapshots, remove_snapshots, state_of, write_snapshot
+from .snapshots import Snapshots, remove_snapshots, state_of_all, write_snapshot
 
 __all__ = ["WeightTrajectory", "find_trajectory"]
 
@@ -76,6 +77,7 @@ class WeightTrajectory(Monitor):
         self._run = trainer.strategy.broadcast(self._run)
         self._dry = bool(trainer.fast_dev_run)  # type: ignore[attr-defined]  # set outside Trainer's own code
         if trainer.is_global_zero and not self._dry:
+            remove_leftovers(self._into)
             remove_snapshots(self._into, after=trainer.global_step or -1)
         if lost := set(self._steps) - set(self.snapshots()):
             rank_zero_warn(
@@ -95,8 +97,10 @@ class WeightTrajectory(Monitor):
 
     @override
     def on_measured(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.is_global_zero and not self._dry:
-            weights = {name: value.detach().cpu().clone() for name, value in state_of(pl_module).items()}
+        if self._dry:
+            return
+        weights = state_of_all(pl_module)
+        if trainer.is_global_zero:
             write_snapshot(self._into, trainer.global_step, weights, self._run)
 
     @override

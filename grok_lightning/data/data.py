@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from grok_lightning.batch import Batch, take
 from grok_lightning.data.loader import RowLoader, StepLoader
-from grok_lightning.population import Coordinate, as_members
+from grok_lightning.population import Coordinate, SpreadsMembers, as_members, n_members, own_members
 from grok_lightning.tasks import SparseParity, Task
 
 __all__ = ["GrokData", "SplitName"]
@@ -21,6 +21,9 @@ SplitName: TypeAlias = Literal["train", "held_out"]
 
 class GrokData(LightningDataModule, ABC):
     """Rows of an algorithmic task for every member of a population.
+
+    Under a strategy that spreads members over processes (:class:`SpreadsMembers`) loaders, tables and rows are those of
+    this process's members, whole; under data parallelism every process has its share of all members' rows.
 
     Validation has one loader for each of :attr:`splits`; ``test`` and ``predict`` look at the held-out rows.
 
@@ -41,7 +44,7 @@ class GrokData(LightningDataModule, ABC):
         super().__init__()
         self.members = as_members(members)
         self.task = SparseParity() if task is None else task
-        self._tables: dict[tuple[torch.device, int], dict[SplitName, Batch]] = {}
+        self._tables: dict[tuple[torch.device, int, range], dict[SplitName, Batch]] = {}
 
     @override
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
@@ -95,24 +98,43 @@ class GrokData(LightningDataModule, ABC):
 
     @abstractmethod
     def make_tables(self, device: torch.device) -> dict[SplitName, Batch]:
-        """Return the rows of both splits as they are now, ``(E, N, ...)`` each, on a device.
+        """Return the rows of both splits as they are now, ``(E, N, ...)`` each, on a device: of :attr:`own_members`.
 
         Asked for once for every :attr:`rows_version`.
         """
+
+    @property
+    def own_members(self) -> range:
+        """Which members this process has."""
+        return own_members(None if self.trainer is None else self.trainer.strategy, n_members(self.members))
+
+    @property
+    def shard(self) -> tuple[int, int]:
+        """``(rank, world)``: which share of its members' rows this process has."""
+        if self.trainer is None or isinstance(self.trainer.strategy, SpreadsMembers):
+            return 0, 1
+        return self.trainer.global_rank, self.trainer.world_size
+
+    @abstractmethod
+    def most_rows(self, split: SplitName) -> int:
+        """Return the largest number of rows of a split that any member of the whole population has now."""
 
     def rows(self, split: SplitName) -> tuple[Tensor, Tensor]:
         """Return inputs ``(E, N, ...)`` and labels without noise ``(E, N)``, for monitors; never a batch order.
 
         Labels that are random by intention are as they are trained on.
 
-        Where members differ in their number of rows, N is the largest, and the rows of the others begin anew.
+        Where members differ in their number of rows, N is the largest, of any process, and the rows of the others begin
+        anew.
         """
         table = self._table(split)
         targets = table.targets if table.true_targets is None else table.true_targets
-        if table.weights is None or not targets.shape[1]:
+        longest = self.most_rows(split)
+        if not targets.shape[1] or (table.weights is None and targets.shape[1] == longest):
             return table.inputs, targets
-        sizes = (table.weights > 0).sum(dim=1, keepdim=True).clamp(min=1)
-        rows = torch.arange(targets.shape[1], device=targets.device) % sizes
+        real = torch.ones_like(targets, dtype=torch.bool) if table.weights is None else table.weights > 0
+        sizes = real.sum(dim=1, keepdim=True).clamp(min=1)
+        rows = torch.arange(longest, device=targets.device) % sizes
         members = torch.arange(len(targets), device=targets.device).unsqueeze(1)
         return table.inputs[members, rows], targets[members, rows]
 
@@ -162,12 +184,12 @@ class GrokData(LightningDataModule, ABC):
         return [self._row_loader("held_out")]
 
     def _row_loader(self, split: SplitName) -> RowLoader:
-        rank, world = (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+        rank, world = self.shard
         return RowLoader(take(self._table(split), slice(rank, None, world)))
 
     def _table(self, split: SplitName) -> Batch:
         device = torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
-        key = (device, self.rows_version)
+        key = (device, self.rows_version, self.own_members)
         if key not in self._tables:
             self._tables = {key: self.make_tables(device)}
         return self._tables[key][split]

@@ -125,6 +125,7 @@ class EpochLoader(StepLoader):
         batch_size: B, or ``None`` for the whole training set in one batch (its order is then not drawn).
         step: Returns the number of optimizer steps taken so far.
         shard: ``(rank, world)``, the share of this process.
+        length: Number of batches in what Lightning calls an epoch; if ``None``, those of the member with most rows.
 
     """
 
@@ -137,18 +138,19 @@ class EpochLoader(StepLoader):
         batch_size: int | None,
         step: Callable[[], int],
         shard: tuple[int, int] = (0, 1),
+        length: int | None = None,
     ) -> None:
         super().__init__(step, shard)
         self._table = (inputs, targets)
         self._all_sizes = list(sizes)
         self._seeds = list(seeds)
         self._batch_size = batch_size
-        self._length = max(self._batches(n) for n in sizes)
+        self._length = max(self._batches(n) for n in sizes) if length is None else length
         self.keep_rows([None] * len(self._seeds), [-1] * len(self._seeds))
 
     @override
     def __len__(self) -> int:
-        """Return the number of batches in an epoch of the member with most rows."""
+        """Return the number of batches in an epoch."""
         return self._length
 
     def keep_rows(self, kept: Sequence[Tensor | None], since: Sequence[int]) -> None:

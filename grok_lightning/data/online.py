@@ -97,8 +97,12 @@ class OnlineData(GrokData):
             steps_of_block=self._steps_of_block,
             length=self.validate_every,
             step=lambda: trainer.global_step,
-            shard=(trainer.global_rank, trainer.world_size),
+            shard=self.shard,
         )
+
+    @override
+    def most_rows(self, split: SplitName) -> int:
+        return min(N_TRAIN_ROWS, self._steps_of_block * self.batch_size) if split == "train" else self.n_held_out
 
     @override
     def make_tables(self, device: torch.device) -> dict[SplitName, Batch]:
@@ -106,14 +110,16 @@ class OnlineData(GrokData):
         first, labels = (
             rows.transpose(0, 1).flatten(1, 2)[:, :N_TRAIN_ROWS].clone() for rows in self._block(0, device)
         )
-        held_out = [(source.held_out_inputs, source.held_out_targets) for source in self._sources]
+        own = [self._sources[e] for e in self.own_members]
+        held_out = [(source.held_out_inputs, source.held_out_targets) for source in own]
         inputs, targets = (torch.stack(rows).to(device) for rows in zip(*held_out, strict=True))
         return {"train": Batch(first, labels), "held_out": Batch(inputs, targets)}
 
     def _block(self, index: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """Return the rows of a block of steps: inputs ``(steps, E, B, ...)`` and targets ``(steps, E, B)``."""
+        own = [self._sources[e] for e in self.own_members]
         shape = (self._steps_of_block, self.batch_size)
-        blocks = [source.block(index, shape[0] * shape[1]) for source in self._sources]
+        blocks = [source.block(index, shape[0] * shape[1]) for source in own]
         inputs = torch.stack([inputs.reshape(*shape, *inputs.shape[1:]) for inputs, _ in blocks], dim=1)
         targets = torch.stack([targets.reshape(shape) for _, targets in blocks], dim=1)
         return inputs.to(device), targets.to(device)

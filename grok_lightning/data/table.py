@@ -152,18 +152,22 @@ class TableData(GrokData):
     @override
     def train_dataloader(self) -> EpochLoader:
         trainer = self.trainer_to_follow()
-        whole = not self.rows_version
-        train = self._table("train") if whole else _stack_train(self._splits, self._noisy, trainer.strategy.root_device)
+        own = self.own_members
+        if self.rows_version:
+            train = _stack_train([self._splits[e] for e in own], self._noisy, trainer.strategy.root_device)
+        else:
+            train = self._table("train")
         self._loader = EpochLoader(
             train.inputs,
             train.targets,
-            sizes=self.sizes,
-            seeds=seeds(self.members, "data_seed"),
+            sizes=[self.sizes[e] for e in own],
+            seeds=[seeds(self.members, "data_seed")[e] for e in own],
             batch_size=self.batch_size,
             step=lambda: trainer.global_step,
-            shard=(trainer.global_rank, trainer.world_size),
+            shard=self.shard,
+            length=self.steps_per_epoch,
         )
-        self._loader.keep_rows(self._kept, self._since)
+        self._keep_rows_in_loader()
         return self._loader
 
     # ---- fewer rows ----------------------------------------------------------------------------------------------
@@ -198,8 +202,12 @@ class TableData(GrokData):
         ]
         self._kept, self._since = list(kept), list(since)
         self._tables = {}
+        self._keep_rows_in_loader()
+
+    def _keep_rows_in_loader(self) -> None:
         if self._loader is not None:
-            self._loader.keep_rows(self._kept, self._since)
+            own = self.own_members
+            self._loader.keep_rows([self._kept[e] for e in own], [self._since[e] for e in own])
 
     def forget_shrink(self) -> None:
         """Be as before :meth:`prepare_to_shrink`."""
@@ -247,8 +255,13 @@ class TableData(GrokData):
         )
 
     @override
-    def make_tables(self, device: torch.device) -> dict[SplitName, Batch]:
+    def most_rows(self, split: SplitName) -> int:
         splits = [self._split_now(e) for e in range(len(self.sizes))]
+        return max(len(s.targets if split == "train" else s.held_out_targets) for s in splits)
+
+    @override
+    def make_tables(self, device: torch.device) -> dict[SplitName, Batch]:
+        splits = [self._split_now(e) for e in self.own_members]
         held_out = [(s.held_out_inputs, s.held_out_targets, s.held_out_targets) for s in splits]
         subsets = _stack_masks([split.held_out_subsets for split in splits], device)
         return {
@@ -260,10 +273,10 @@ class TableData(GrokData):
     def _row_loader(self, split: SplitName) -> RowLoader:
         if not self._prepared:
             return super()._row_loader(split)
-        rank, world = (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+        rank, world = self.shard
         mine = slice(rank, None, world)
-        sizes = zip(self.sizes, self._splits, strict=True)
-        most = max(self.sizes if split == "train" else [n + len(s.held_out_targets) for n, s in sizes])
+        held_out = [0 if split == "train" else len(self._splits[e].held_out_targets) for e in self.own_members]
+        most = max(self.sizes[e] + n for e, n in zip(self.own_members, held_out, strict=True))
         return RowLoader(lambda: take(self._table(split), mine), most=len(range(most)[mine]))
 
 

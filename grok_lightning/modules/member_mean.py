@@ -29,28 +29,30 @@ class MemberMean(Metric):
         self.add_state("count", torch.zeros(n_members, dtype=torch.float64), dist_reduce_fx="sum")
 
     @override
-    def update(self, values: Tensor, mask: Tensor | None = None) -> None:
+    def update(self, values: Tensor, mask: Tensor | None = None, members: slice = slice(None)) -> None:
         """Add rows.
 
         Args:
-            values: ``(E, B)``.
-            mask: ``(E, B)``, bool: the rows that count; all where ``None``.
+            values: ``(e, B)``.
+            mask: ``(e, B)``, bool: the rows that count; all where ``None``.
+            members: Which e of the E members they are of.
 
         Raises:
             ValueError: If the number of members is another.
 
         """
-        if values.ndim != 2 or values.shape[0] != self.total.shape[0]:
-            raise ValueError(f"expected values (E, B) with E = {self.total.shape[0]}, got {tuple(values.shape)}")
+        n_members = len(self.total[members])
+        if values.ndim != 2 or values.shape[0] != n_members:
+            raise ValueError(f"expected values (E, B) with E = {n_members}, got {tuple(values.shape)}")
         # Casting a module casts these too, past torchmetrics' own guard: in bfloat16 256 + 1 is 256.
         self.total, self.count = self.total.double(), self.count.double()
         values = values.double()
         if mask is None:
-            self.total += values.sum(dim=1)
-            self.count += values.shape[1]
+            self.total[members] += values.sum(dim=1)
+            self.count[members] += values.shape[1]
         else:
-            self.total += torch.where(mask, values, 0).sum(dim=1)
-            self.count += mask.sum(dim=1)
+            self.total[members] += torch.where(mask, values, 0).sum(dim=1)
+            self.count[members] += mask.sum(dim=1)
 
     @override
     def compute(self) -> Tensor:

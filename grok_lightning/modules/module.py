@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy, Strategy
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
@@ -25,13 +26,27 @@ from grok_lightning.modules.ragged import Ragged
 from grok_lightning.modules.warm_start import read_warm_start
 from grok_lightning.networks import Network
 from grok_lightning.optim import MemberDecay, check_elementwise, override_optimizer, override_scheduler
-from grok_lightning.population import Coordinate, Populated, as_members, check_consumed, n_members, seeds, stream
+from grok_lightning.population import (
+    Coordinate,
+    Populated,
+    SpreadsMembers,
+    as_members,
+    check_consumed,
+    n_members,
+    own_members,
+    seeds,
+    stream,
+)
 
 __all__ = ["GrokModule"]
 
 PREFIXES = {"train": "train", "held_out": "val"}
 """What the metrics of a split are called, before the slash."""
 IN_BAR = ("train/accuracy", "val/accuracy")
+TAKES_APART = (
+    "takes a network apart, which these are too small for; use population (members over devices), ddp (rows over "
+    "devices) or auto"
+)
 
 
 class GrokModule(LightningModule, ABC):
@@ -57,7 +72,8 @@ class GrokModule(LightningModule, ABC):
             resume: of its one member for all, or, for each, of its member with the same seed.
 
     Attributes:
-        network: The network, ``None`` until Lightning (or a first call) configures the model.
+        network: The network, ``None`` until Lightning (or a first call) configures the model; of this process's members
+            alone where the strategy spreads them over processes.
         warm_started: Where the initial weights came from: ``path`` and ``sha256`` of the checkpoint; ``{}`` where they
             were drawn.
 
@@ -85,7 +101,7 @@ class GrokModule(LightningModule, ABC):
         self.network = None
         self.metrics = nn.ModuleDict(
             {
-                f"{split}/{name}": MemberMean(self.n_members)
+                f"{split}/{name}": MemberMean(self.n_members_in_all)
                 for split in PREFIXES.values()
                 for name in ("loss", "accuracy", "true_accuracy")
             }
@@ -93,8 +109,8 @@ class GrokModule(LightningModule, ABC):
         self._member_metrics: tuple[int, dict[str, Tensor]] | None = None
         self._rows_checked = False
         self._ragged: Ragged | None = None
-        decay = self.members.get("weight_decay")
-        self._decay = None if decay is None else MemberDecay([float(value) for value in decay])
+        self._own = range(self.n_members_in_all)
+        self._decay = self._member_decay()
 
     def __setattr__(self, name: str, value: Any) -> None:
         # Lightning notes the name of the hook it is in some forty times a step, and nn.Module would each time search
@@ -112,9 +128,26 @@ class GrokModule(LightningModule, ABC):
         """
 
     @property
-    def n_members(self) -> int:
+    def n_members_in_all(self) -> int:
         """E, the number of members."""
         return n_members(self.members)
+
+    @property
+    def n_members(self) -> int:
+        """Number of members that this process has: E, or fewer where the strategy spreads them over processes."""
+        return len(self._own)
+
+    @property
+    def own_members(self) -> slice:
+        """Which of the E members this process has."""
+        if self.n_members == self.n_members_in_all:
+            return slice(None)  # of a plain network too, whose weights do not lead with members
+        return slice(self._own.start, self._own.stop, self._own.step)
+
+    def gather_members(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return values of this process's members, ``(e, ...)``, as those of all, ``(E, ...)``; in every process."""
+        strategy = self.trainer.strategy if self.n_members < self.n_members_in_all else None
+        return strategy.gather_members(values) if isinstance(strategy, SpreadsMembers) else dict(values)
 
     def keep_hyperparameters(self) -> None:
         """Save the arguments of the final class's ``__init__``, without functions: a checkpoint holds plain types.
@@ -127,19 +160,35 @@ class GrokModule(LightningModule, ABC):
 
     @override
     def configure_model(self) -> None:
-        """Build the network, once."""
+        """Build the network of this process's members, once."""
         if self.network is not None:
+            self.network = self._own_part(self.network)
             return
-        generators = [stream(seed, "initial weights") for seed in seeds(self.members, "init_seed")]
+        all_seeds = seeds(self.members, "init_seed")
+        generators = [stream(all_seeds[e], "initial weights") for e in self._own]
         # A plain network draws from torch's global generator; it starts from its member's seed all the same.
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             torch.manual_seed(generators[0].initial_seed())
             network = self.build_network(generators)
-        if not isinstance(network, Network) and self.n_members > 1:
+        if not isinstance(network, Network) and self.n_members_in_all > 1:
             raise ValueError(
-                f"{type(network).__name__} has no member axis: it can be a population of one, not of {self.n_members}"
+                f"{type(network).__name__} has no member axis: it can be a population of one, not of "
+                f"{self.n_members_in_all}"
             )
         self.network = network
+
+    def _own_part(self, network: nn.Module) -> nn.Module:
+        """Return the network as it is, or, of all members, a smaller one with this process's."""
+        if not isinstance(network, Network) or network.n_members == self.n_members:
+            return network
+        if network.n_members != self.n_members_in_all:
+            raise RuntimeError(
+                f"the network has {network.n_members} of {self.n_members_in_all} members, from another Trainer; "
+                f"this one is to have {self.n_members}: load a checkpoint into a new module"
+            )
+        own = network.like(self.n_members).to(next(network.parameters()))
+        own.load_state_dict({name: value[self.own_members] for name, value in network.state_dict().items()})
+        return own
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return logits ``(E, B, C)`` for inputs ``(E, B, ...)`` or ``(B, ...)``; for a plain network the latter."""
@@ -148,18 +197,45 @@ class GrokModule(LightningModule, ABC):
         logits: Tensor = self.network(inputs)
         return logits if isinstance(self.network, Network) else logits.unsqueeze(0)
 
+    @override
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load weights; where there is no network yet, into one that is made for them, in their precision.
+
+        Lightning hands what was trained in processes that it has forked to the module that they were forked from.
+        """
+        weights = [value for name, value in state_dict.items() if name.startswith("network.")]
+        if self.network is None and weights:
+            self.configure_model()
+            self.to(next((value.dtype for value in weights if value.is_floating_point()), None))
+        return super().load_state_dict(state_dict, strict=strict, assign=assign)
+
+    def take_all_members(self) -> None:
+        """Have the networks of all members, on the CPU, where they were spread over processes; ask in every process."""
+        if not isinstance(self.network, Network) or self.n_members == self.n_members_in_all:
+            return
+        state = self.gather_members(self.network.state_dict())
+        network = self.network.like(self.n_members_in_all).to(device="cpu", dtype=next(self.network.parameters()).dtype)
+        network.load_state_dict(state)
+        self.network = network
+        self._own = range(self.n_members_in_all)
+
     def member(self, index: int) -> Network:
         """Return the network of member ``index``, a copy with a population of one.
 
         Raises:
-            IndexError: If there is no such member.
+            IndexError: If there is no such member, or another process has it.
             TypeError: If the network is a plain module, which has no members to choose from.
 
         """
         self.configure_model()
         if not isinstance(self.network, Network):
             raise TypeError(f"{type(self.network).__name__} has no member axis; use module.network itself")
-        return self.network.member(index)
+        if self.n_members == self.n_members_in_all:
+            return self.network.member(index)
+        wanted = range(self.n_members_in_all)[index]
+        if wanted not in self._own:
+            raise IndexError(f"member {wanted} is in another process; this one has {list(self._own)}")
+        return self.network.member(self._own.index(wanted))
 
     @override
     def setup(self, stage: str) -> None:
@@ -168,6 +244,10 @@ class GrokModule(LightningModule, ABC):
         self._member_metrics = None
         self._rows_checked = False
         self._ragged = None
+        if takes_apart(type(self.trainer.strategy)):
+            raise ValueError(f"strategy: {type(self.trainer.strategy).__name__} {TAKES_APART}")
+        self._own = own_members(self.trainer.strategy, self.n_members_in_all)
+        self._decay = self._member_decay()
         datamodule = self._populated_data()
         consumed = set(self.coordinates)
         if datamodule is not None:
@@ -180,7 +260,7 @@ class GrokModule(LightningModule, ABC):
             consumed |= callback.coordinates if isinstance(callback, Intervention) else set()
         check_consumed(self.members, consumed)
         clips = self.trainer.gradient_clip_val and self.trainer.gradient_clip_algorithm != "value"
-        if stage == "fit" and self.n_members > 1 and clips:
+        if stage == "fit" and self.n_members_in_all > 1 and clips:
             raise ValueError(
                 "gradient_clip_val: one norm over all members would couple them; use "
                 "gradient_clip_algorithm: value, or a population of one"
@@ -199,7 +279,11 @@ class GrokModule(LightningModule, ABC):
             return
         initial = read_warm_start(self.warm_start, self.members)
         live = {name: value for name, value in state_of(self).items() if name.startswith("network.")}
-        theirs = {name: value for name, value in initial.weights.items() if name.startswith("network.")}
+        theirs = {
+            name: value[self.own_members] if value.ndim else value
+            for name, value in initial.weights.items()
+            if name.startswith("network.")
+        }
         for name in sorted({*live, *theirs}):
             shapes = [None if name not in state else tuple(state[name].shape) for state in (live, theirs)]
             if shapes[0] != shapes[1]:
@@ -215,12 +299,18 @@ class GrokModule(LightningModule, ABC):
     @property
     def weight_decays(self) -> list[float] | None:
         """Weight decay of every member where it is a coordinate; ``None`` where it is the optimizer's."""
-        return None if self._decay is None else self._decay.decays
+        decays = self.members.get("weight_decay")
+        return None if decays is None else [float(value) for value in decays]
+
+    def _member_decay(self) -> MemberDecay | None:
+        """Return what decays this process's members, where weight decay is a coordinate."""
+        decays = self.weight_decays
+        return None if decays is None else MemberDecay([decays[e] for e in self._own])
 
     @override
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = self.optimizer(self.parameters())
-        if self.n_members > 1:
+        if self.n_members_in_all > 1:
             check_elementwise(optimizer)
         if self._decay is not None:
             default = inspect.signature(type(self)).parameters.get("optimizer")
@@ -229,7 +319,7 @@ class GrokModule(LightningModule, ABC):
             return optimizer
         scheduler = self.scheduler(optimizer)
         if isinstance(scheduler, ReduceLROnPlateau):
-            if self.n_members > 1:
+            if self.n_members_in_all > 1:
                 raise ValueError(
                     "ReduceLROnPlateau: one learning rate for all members, chosen by their mean, would couple them; "
                     "use a population of one"
@@ -414,20 +504,21 @@ class GrokModule(LightningModule, ABC):
         logits, rows = self._logits_of(batch)
         mask = None if rows.weights is None else rows.weights > 0
         losses, right = self.loss(logits, rows.targets), correct(logits, rows.targets)
-        self._metric(f"{split}/loss").update(losses, mask)
-        self._metric(f"{split}/accuracy").update(right, mask)
+        own = self.own_members
+        self._metric(f"{split}/loss").update(losses, mask, own)
+        self._metric(f"{split}/accuracy").update(right, mask, own)
         if rows.true_targets is not None:
-            self._metric(f"{split}/true_accuracy").update(correct(logits, rows.true_targets), mask)
+            self._metric(f"{split}/true_accuracy").update(correct(logits, rows.true_targets), mask, own)
         for name, subset in (rows.subsets or {}).items():
             within = subset if mask is None else subset & mask
-            self._metric(f"{split}_{name}/loss").update(losses, within)
-            self._metric(f"{split}_{name}/accuracy").update(right, within)
-            self._metric(f"{split}/{name}_share").update(subset, mask)
+            self._metric(f"{split}_{name}/loss").update(losses, within, own)
+            self._metric(f"{split}_{name}/accuracy").update(right, within, own)
+            self._metric(f"{split}/{name}_share").update(subset, mask, own)
 
     def _metric(self, name: str) -> MemberMean:
         """Return the metric of this name; of a subset, made when its first batch comes, as it does on every process."""
         if name not in self.metrics:
-            self.metrics[name] = MemberMean(self.n_members).to(self.device)
+            self.metrics[name] = MemberMean(self.n_members_in_all).to(self.device)
         metric = self.metrics[name]
         assert isinstance(metric, MemberMean)
         return metric
@@ -439,7 +530,7 @@ class GrokModule(LightningModule, ABC):
             assert isinstance(metric, MemberMean)
             if metric.update_called:
                 # torchmetrics takes the one value of a population of one out of its vector.
-                values[name] = metric.compute().reshape(self.n_members)
+                values[name] = metric.compute().reshape(self.n_members_in_all)
                 metric.reset()
         return values
 
@@ -484,3 +575,9 @@ class GrokModule(LightningModule, ABC):
         self.configure_model()
         if isinstance(self.network, Network) and inputs.numel():
             self.network.check_inputs(inputs)
+
+
+def takes_apart(strategy: type[Strategy]) -> bool:
+    """Return whether a kind of strategy gives processes less than whole networks, which monitors look at."""
+    whole = issubclass(strategy, SingleDeviceStrategy | DDPStrategy)
+    return not whole or issubclass(strategy, DeepSpeedStrategy)

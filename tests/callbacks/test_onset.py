@@ -200,10 +200,17 @@ def test_the_sanity_check_stops_nothing(fit):
 
 
 def test_the_sanity_check_of_a_resumed_run_stops_nothing(fit, tmp_path):
-    fit(Onset(**THEIRS), max_epochs=4).save_checkpoint(tmp_path / "it.ckpt")
+    fit(Onset(**THEIRS), max_steps=13).save_checkpoint(tmp_path / "it.ckpt")
     callbacks = [Onset(**THEIRS), StopAfterOnset("memorised")]
     trainer = fit(*callbacks, ckpt_path=tmp_path / "it.ckpt", num_sanity_val_steps=1)
-    assert trainer.global_step == 15  # the first validation of its own
+    assert trainer.global_step == 16  # the first validation of its own: a loader of theirs begins anew
+
+
+def test_resumed_at_a_validation_from_which_on_it_stops_it_trains_no_further(fit, tmp_path):
+    fit(Onset(**THEIRS), max_epochs=4).save_checkpoint(tmp_path / "it.ckpt")
+    for steps, end in [(0, 12), (9, 15)]:
+        callbacks = [Onset(**THEIRS), StopAfterOnset("memorised", steps=steps)]
+        assert fit(*callbacks, ckpt_path=tmp_path / "it.ckpt").global_step == end
 
 
 def test_it_waits_for_the_last_member(foreign, make_trainer):

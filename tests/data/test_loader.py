@@ -306,3 +306,14 @@ def test_rows_that_become_others_leave_the_number_of_batches_as_it_is():
         now["n"] = n
         assert len(load) == 3
         assert [batch.targets.shape[1] for batch in load] == lengths
+
+
+@pytest.mark.parametrize("length", [1, 4, 9])
+def test_what_lightning_takes_for_an_epoch_may_be_that_of_longer_members_elsewhere(length):
+    inputs, targets = table([10, 4])
+    alone = EpochLoader(inputs, targets, [10, 4], [0, 1], 3, lambda: 0)
+    among_others = EpochLoader(inputs, targets, [10, 4], [0, 1], 3, lambda: 0, length=length)
+    assert (len(alone), len(among_others)) == (4, length)
+    assert len(list(among_others)) == length
+    for step in range(20):  # rows are the member's own all the same
+        assert same(kept_batch(alone.batch(step)), kept_batch(among_others.batch(step)))

@@ -236,6 +236,37 @@ def test_the_shards_together_are_the_batch_and_their_mean_gradient_is_its(batch_
         torch.testing.assert_close(average, gradient(batch), rtol=1e-12, atol=1e-12)
 
 
+class Spreads:
+    """A strategy that gives the process every second member, from the second on."""
+
+    root_device = torch.device("cpu")
+
+    def own_members(self, n_members):
+        return range(1, n_members, 2)
+
+    def gather_members(self, values):
+        raise AssertionError("nothing is gathered to make rows")
+
+
+def test_a_process_draws_the_rows_of_its_members():
+    members = {"seed": [0, 1, 2, 3]}
+    together, mine = online(members=members), online(members=members)
+    whole_loader = loader(together)
+    mine.trainer = process(1, 2)
+    mine.trainer.strategy = Spreads()
+    own_loader = mine.train_dataloader()
+    assert len(own_loader) == len(whole_loader)
+    for step in (0, 1, 7):
+        found, expected = own_loader.batch(step), whole_loader.batch(step)
+        assert torch.equal(found.inputs, expected.inputs[1::2])
+        assert torch.equal(found.targets, expected.targets[1::2])
+        assert found.weights is None
+    for split in ("train", "held_out"):
+        assert mine.most_rows(split) == together.rows(split)[1].shape[1]
+        for found, expected in zip(mine.rows(split), together.rows(split), strict=True):
+            assert torch.equal(found, expected[1::2])
+
+
 @pytest.mark.parametrize("world", [2, 3])
 def test_processes_share_out_the_held_out_rows(world):
     parts = []

@@ -438,6 +438,91 @@ def test_processes_share_out_the_rows_that_are_told_apart():
     assert sum(part.targets.shape[1] for part in parts) == 29
 
 
+class Spreads:
+    """A strategy that gives the process of this rank every second member."""
+
+    root_device = torch.device("cpu")
+
+    def __init__(self, rank):
+        self.rank = rank
+
+    def own_members(self, n_members):
+        return range(self.rank, n_members, 2)
+
+    def gather_members(self, values):
+        raise AssertionError("nothing is gathered to make rows")
+
+
+def spread(rank):
+    """What the data ask of a Trainer in one of two processes that have some of the members each."""
+    trainer = process(rank, 2)
+    trainer.strategy = Spreads(rank)
+    return trainer
+
+
+MANY = {"seed": [0, 1, 2], "train_size": [40, 20, 7], "label_noise": [0.1, 0.0, 0.2]}
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_has_all_rows_of_its_members_and_no_others(rank):
+    together, table = data(members=MANY), data(members=MANY)
+    table.trainer = spread(rank)
+    own = list(range(rank, 3, 2))
+    assert list(table.own_members) == own
+    assert table.shard == (0, 1)
+    found, expected = validation(table), validation(together)
+    for mine, e in enumerate(own):
+        assert len(member_rows(found, mine)) == 2
+        for split in range(2):
+            assert torch.equal(member_rows(found, mine)[split], member_rows(expected, e)[split])
+    assert {len(batch.targets) for batch in found} == {len(own)}
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_rows_for_monitors_are_as_many_in_every_process(rank):
+    together, table = data(members=MANY), data(members=MANY)
+    table.trainer = spread(rank)
+    for split in ("train", "held_out"):
+        assert table.most_rows(split) == together.rows(split)[1].shape[1]
+        for found, expected in zip(table.rows(split), together.rows(split), strict=True):
+            assert torch.equal(found, expected[rank::2])
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_batches_of_a_process_are_those_of_its_members(rank):
+    together, table = data(members=MANY), data(members=MANY)
+    together.trainer, table.trainer = process(0, 1), spread(rank)
+    whole_loader, own_loader = together.train_dataloader(), table.train_dataloader()
+    assert len(own_loader) == len(whole_loader) == 5
+    for step in range(12):
+        expected, found = whole_loader.batch(step), own_loader.batch(step)
+        for mine, e in enumerate(range(rank, 3, 2)):
+            assert torch.equal(trained_on(found, mine), trained_on(expected, e))
+
+
+def trained_on(batch, e):
+    """Inputs and label of the rows of member e that count, in order."""
+    counts = slice(None) if batch.weights is None else batch.weights[e] > 0
+    return torch.cat([batch.inputs[e][counts], batch.targets[e][counts].unsqueeze(1)], dim=1)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_shrinks_its_members_as_all_shrink(rank):
+    together, table = data(members=MANY), data(members=MANY)
+    for each, trainer_of_it in ((together, process(0, 1)), (table, spread(rank))):
+        each.prepare_to_shrink()
+        each.trainer = trainer_of_it
+        each.loaders = each.train_dataloader()
+        each.keep_rows([torch.tensor([3, 1]), torch.tensor([5, 0, 2]), None], [2, 4, -1])
+    for step in range(8):
+        expected, found = together.loaders.batch(step), table.loaders.batch(step)
+        for mine, e in enumerate(range(rank, 3, 2)):
+            assert torch.equal(trained_on(found, mine), trained_on(expected, e))
+    for split in ("train", "held_out"):
+        for found, expected in zip(table.rows(split), together.rows(split), strict=True):
+            assert torch.equal(found, expected[rank::2])
+
+
 def test_the_tables_on_the_device_are_made_once():
     table = data(members={"seed": [0, 1]})
     first = table.rows("train")[0]

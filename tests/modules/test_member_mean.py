@@ -111,3 +111,32 @@ def test_states_of_two_processes_add_up_to_the_whole(by):
 def test_values_of_other_members_are_refused(shape):
     with pytest.raises(ValueError, match=r"\(E, B\) with E = 3, got"):
         MemberMean(3).update(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("members", [slice(0, 3, 2), slice(1, 3, 2), slice(None), slice(2, None)])
+def test_rows_of_some_members_count_for_these_alone(members):
+    rows = batches()
+    metric = MemberMean(3)
+    for values, mask in rows:
+        metric.update(values[members], mask[members], members)
+        metric.update(values[members], None, members)
+    expected = torch.full((3,), torch.nan, dtype=torch.float64)
+    both = measured([*rows, *((values, torch.ones_like(mask)) for values, mask in rows)]).compute()
+    expected[members] = both[members]
+    torch.testing.assert_close(metric.compute(), expected, rtol=1e-13, atol=0, equal_nan=True)
+
+
+def test_processes_that_see_some_members_each_add_up_to_the_whole():
+    rows = batches()
+    total, count = torch.zeros(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
+    for members in (slice(0, 3, 2), slice(1, 3, 2)):
+        metric = MemberMean(3)
+        for values, mask in rows:
+            metric.update(values[members], mask[members], members)
+        total, count = total + metric.total, count + metric.count
+    torch.testing.assert_close(total / count, measured(rows).compute(), rtol=1e-13, atol=0)
+
+
+def test_values_of_another_number_of_members_than_said_are_refused():
+    with pytest.raises(ValueError, match=r"with E = 2, got \(3, 5\)"):
+        MemberMean(3).update(torch.zeros(3, 5), members=slice(0, 3, 2))
