@@ -475,7 +475,7 @@ class LastCheckpoint(Checkpoint):
     plugin the Trainer writes checkpoints with. On the disk that is two checkpoints, and a third while it is written.
 
     The first Ctrl-C or SIGTERM lets the step in progress finish, saves and stops, so that resuming goes on exactly
-    there; a second one stops at once. Several processes agree, about once a second, on whether any of them was asked to
+    there; a second Ctrl-C stops at once. Several processes agree, about once a second, on whether any of them was asked to
     stop, and do so after the same step. The program ends with exit code 1 after Ctrl-C, with 143 after SIGTERM.
 
     Args:
@@ -518,8 +518,10 @@ class LastCheckpoint(Checkpoint):
             self._handlers = {number: signal.signal(number, self._on_interrupt) for number in numbers}
 
     def _on_interrupt(self, number: int, frame: FrameType | None) -> None:
-        if self._interrupted:
+        if number == self._interrupted == signal.SIGINT:
             raise KeyboardInterrupt
+        if self._interrupted:
+            return  # whoever started several processes sends such to those that are still busy stopping
         self._interrupted = number
         rank_zero_info("\nStopping after this step (Ctrl-C again: at once).")
 

@@ -176,7 +176,10 @@ class PopulationStrategy(DDPStrategy):
     def _own_part(self, value: Any, parameter: Tensor) -> Any:
         """Return of what an optimizer knows of a parameter of all members what it knows of this process's."""
         whole = (self._module.n_members_in_all, *parameter.shape[1:])
-        return value[self._module.own_members] if isinstance(value, Tensor) and value.shape == whole else value
+        if isinstance(value, Tensor) and value.shape == whole:
+            # Fused optimizers take a view with gaps for a tensor without.
+            return value[self._module.own_members].contiguous()
+        return value
 
     def _exchange(self, values: Mapping[str, Tensor], everywhere: bool = False) -> dict[str, Tensor] | None:
         """Return values of all members, in their order, in the first process or everywhere; ``None`` in others."""

@@ -1,4 +1,4 @@
-"""The README's recipes for several processes are run, word for word but for the config."""
+"""The README's commands and recipes for several processes are run, word for word but for the config."""
 
 import os
 import re
@@ -76,6 +76,13 @@ def assert_finished(directory, devices):
     assert (attributes["n_members"], attributes["devices"], attributes["last_step"]) == (3, devices, 60)
     assert (directory / "report.html").is_file()
     assert sorted(path.name for path in directory.parent.iterdir()) == ["version_0"]
+
+
+@pytest.mark.parametrize("strategy", ["population", "ddp"])
+def test_processes_that_lightning_starts(tmp_path, environment, strategy):
+    (command,) = re.findall(rf"^python -m grok_lightning fit .*--trainer.strategy {strategy} .*$", README, flags=re.M)
+    run(command, environment)
+    assert_finished(tmp_path / "runs" / "parity" / "version_0", devices=2)
 
 
 def test_torchrun_on_one_machine(tmp_path, environment):

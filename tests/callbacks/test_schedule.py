@@ -72,6 +72,9 @@ def test_at_the_end_no_step_and_no_validation_is_due():
 class Primes(Schedule):
     """Somebody's own."""
 
+    def __repr__(self):
+        return "Primes()"
+
     def due(self, step):
         return step > 1 and all(step % i for i in range(2, step))
 
