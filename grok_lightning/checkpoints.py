@@ -32,9 +32,15 @@ PREVIOUS = "previous.ckpt"
 
 
 def whole_checkpoints(directory: Path) -> Iterator[Path]:
-    """Yield the checkpoints in ``directory`` that can be read to the end, the newest first."""
-    paths = sorted(directory.glob("*.ckpt"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
-    for path in paths:
+    """Yield the checkpoints in ``directory`` that can be read to the end, the newest first.
+
+    ``previous.ckpt`` is older than ``last.ckpt``, whatever the times of copied files say.
+    """
+    times = {path: path.stat().st_mtime_ns for path in directory.glob("*.ckpt")}
+    last, previous = directory / LAST, directory / PREVIOUS
+    if last in times and previous in times:
+        times[previous] = min(times[previous], times[last] - 1)
+    for path in sorted(times, key=lambda path: times[path], reverse=True):
         fault = checkpoint_fault(path)
         if fault is None:
             yield path

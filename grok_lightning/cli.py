@@ -53,7 +53,7 @@ from grok_lightning.memory import MemoryEstimate
 from grok_lightning.modules import GrokModule
 from grok_lightning.modules.module import TAKES_APART, takes_apart
 from grok_lightning.population import check_consumed, members_table, stream
-from grok_lightning.records import join_records
+from grok_lightning.records import join_records, read_record
 from grok_lightning.runs import (
     CONFIG,
     RECORD,
@@ -131,8 +131,11 @@ class EndingLoop(_FitLoop):
     @override
     def skip(self) -> bool:
         """Whether to leave without a word to the callbacks."""
-        resumed = self.trainer.ckpt_path is not None and self.trainer.limit_train_batches != 0
-        return super().skip and not resumed
+        trainer = self.trainer
+        if not super().skip or trainer.limit_train_batches == 0:
+            return super().skip
+        # Beyond a limit there is nothing to end: the checkpoint is of a longer run than was asked for.
+        return trainer.global_step != trainer.max_steps and trainer.current_epoch != trainer.max_epochs
 
 
 class KeepConfig(SaveConfigCallback):
@@ -283,7 +286,8 @@ class GrokCLI(LightningCLI):
         kwargs["callbacks"] = callbacks
         trainer = super().instantiate_trainer(**kwargs)
         assert isinstance(trainer, Trainer)
-        trainer.fit_loop.__class__ = EndingLoop
+        if self._lacks_its_end():
+            trainer.fit_loop.__class__ = EndingLoop
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO and not _has(plugins, TorchCheckpointIO):
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()  # in the place of Lightning's default
         if isinstance(trainer.strategy, PopulationStrategy):
@@ -291,7 +295,7 @@ class GrokCLI(LightningCLI):
             check_enough_members(self.model.n_members_in_all, trainer.num_nodes * trainer.num_devices)
         if trainer.num_devices > 1:
             # Otherwise Lightning gives each of the processes as many threads as there are cores for it.
-            if threads is None:
+            if threads is None and not _started_by_others():
                 torch.set_num_threads(max(1, torch.get_num_threads() // trainer.num_devices))
             os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())
         return trainer
@@ -306,6 +310,16 @@ class GrokCLI(LightningCLI):
             defaults.append(LastCheckpoint(directory))
         margins = self._margins()
         return [*defaults, Recorder(directory, self._experiment, margins), MemoryEstimate(), Summary()]
+
+    def _lacks_its_end(self) -> bool:
+        """Return whether the run that is gone on with was never ended, as far as its record tells."""
+        resumed = self._resumed_run()
+        if resumed is None:
+            return False
+        try:
+            return bool(read_record(resumed / RECORD).attrs.get("status") != "finished")
+        except OSError:
+            return True
 
     def _margins(self) -> Margins | None:
         given = self.config[self.subcommand].margins
@@ -364,11 +378,14 @@ class GrokCLI(LightningCLI):
                     # A resumed run goes on in its own directory, which is not empty.
                     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
                 self._tell_in_a_line(self.trainer.fit, **kwargs)
-            if self.run_directory is not None and not self._began():
-                raise UserError(f"nothing to train: step {self.trainer.global_step} is already at the Trainer's limits")
+            if self.run_directory is not None and not self._trained():
+                reason = f"nothing to train: step {self.trainer.global_step} is already at the Trainer's limits"
+                if self._claimed is not None:
+                    raise UserError(reason)
+                rank_zero_info(reason)  # a run that has finished may be gone on with by a script that does not know
         except BaseException as error:
             unwritten = _unwritten(error)
-            if not self._began():
+            if not self._trained():
                 self._abandon_directory()
             elif unwritten is not None and self.run_directory is not None and not _debugging():
                 raise UserError(_stopped_by(unwritten, self.run_directory)) from error
@@ -411,9 +428,13 @@ class GrokCLI(LightningCLI):
             raise UserError(reason) from error
 
     def _began(self) -> bool:
+        """Return whether training began, or an earlier one was taken up."""
+        return self._trained() or self.trainer.global_step > 0
+
+    def _trained(self) -> bool:
         """Return whether training began: here, or in processes that Lightning forked, which leave files alone."""
         here = any(isinstance(callback, Recorder) and callback.started for callback in callbacks_of(self.trainer))
-        return here or self.trainer.global_step > 0 or self._written() != self._written_before
+        return here or self._written() != self._written_before
 
     def _written(self) -> dict[str, int]:
         """Return when the files that a run writes once it has begun were written."""
@@ -566,6 +587,11 @@ def _run_labels(directories: Sequence[Path]) -> list[str]:
     """Return the shortest of a run's experiment, experiment and version, and path, that no other run has."""
     names = [(path.parent.name, f"{path.parent.name}/{path.name}", str(path)) for path in directories]
     return [next(name for i, name in enumerate(own) if [other[i] for other in names].count(name) == 1) for own in names]
+
+
+def _started_by_others() -> bool:
+    """Return whether each process was started, and given its share of the cores, by torchrun or by SLURM."""
+    return TorchElasticEnvironment.detect() or SLURMEnvironment.detect()
 
 
 def _check_strategy_name(strategy: object) -> None:

@@ -10,6 +10,7 @@ from typing_extensions import override
 
 from grok_callbacks import Intervention, Snapshots
 from grok_callbacks.functional import random_sets
+from grok_callbacks.members import own_members
 from grok_callbacks.monitor import find_weight
 from grok_callbacks.snapshots import state_of
 from grok_lightning.modules import GrokModule
@@ -136,11 +137,11 @@ class LotteryTicket(Intervention):
     def _start(self, pl_module: GrokModule, initial: dict[str, Tensor], kept: Tensor) -> None:
         live = state_of(pl_module)
         for name, value in live.items():
-            mine = initial[name][pl_module.own_members] if name in initial else None
+            mine = own_members(pl_module, initial[name]) if name in initial else None
             if mine is None or mine.shape != value.shape:
                 raise ValueError(f"LotteryTicket: the network of {self.run} is another one: '{name}' does not fit")
             value.copy_(mine)
-        kept = kept[pl_module.own_members].to(pl_module.device)
+        kept = own_members(pl_module, kept).to(pl_module.device)
         live[f"{self.layer}.weight"].mul_(kept.unsqueeze(-1))
         live[f"{self.next_layer}.weight"].mul_(kept.unsqueeze(-2))
         if f"{self.layer}.bias" in live:

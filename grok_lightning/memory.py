@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from grok_callbacks import Monitor, Schedule, callbacks_of
+from grok_callbacks.neurons import uncompiled
 from grok_lightning.batch import Batch, take
 from grok_lightning.data import GrokData
 from grok_lightning.data.loader import StepLoader
@@ -47,8 +48,8 @@ FEW_ROWS = 16
 TRIAL = 2**26
 """Bytes of activations that it is tried on then: the more rows, the less the rest of the estimate is a guess."""
 
-STEPS_ASKED = 10**7
-"""Steps that a schedule which cannot count them is asked about, one by one: a few seconds."""
+STEPS_ASKED = 10**5
+"""Steps that a schedule which cannot count them is asked about, one by one: some hundredths of a second."""
 
 Storage: TypeAlias = tuple[torch.device, int]
 """Where the numbers of tensors lie: views share it."""
@@ -333,8 +334,8 @@ def activation_bytes(trainer: Trainer, pl_module: GrokModule, batch: Batch) -> i
     """Return the bytes that the forward pass and the loss keep for the backward pass of a batch.
 
     The network runs on some of the batch's rows: on all, if these are few; else the bytes of the others go by
-    proportion. Buffers are put back. What is kept are bytes of distinct storages; parameters, buffers and the rows
-    themselves are not counted.
+    proportion; a compiled one as it is written. Buffers are put back. What is kept are bytes of distinct storages;
+    parameters, buffers and the rows themselves are not counted.
 
     Returns:
         ``None`` if the network does not run on a few rows.
@@ -346,7 +347,8 @@ def activation_bytes(trainer: Trainer, pl_module: GrokModule, batch: Batch) -> i
 
     def saved(n_rows: int) -> int:
         rows = take(batch, slice(0, n_rows))
-        with trainer.precision_plugin.train_step_context(), torch.enable_grad():
+        # Other numbers of rows would have a compiled network compiled again, for any number of them, and run slower.
+        with uncompiled(), trainer.precision_plugin.train_step_context(), torch.enable_grad():
             return saved_bytes(lambda: _loss(pl_module, rows), apart | _storages(_tensors_in(rows)))
 
     try:

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache, cached_property
 from importlib.metadata import version
@@ -475,8 +475,8 @@ class LastCheckpoint(Checkpoint):
     plugin the Trainer writes checkpoints with. On the disk that is two checkpoints, and a third while it is written.
 
     The first Ctrl-C or SIGTERM lets the step in progress finish, saves and stops, so that resuming goes on exactly
-    there; a second Ctrl-C stops at once. Several processes agree, about once a second, on whether any of them was asked to
-    stop, and do so after the same step. The program ends with exit code 1 after Ctrl-C, with 143 after SIGTERM.
+    there; a second Ctrl-C stops at once. Several processes agree, about once a second, on whether any of them was asked
+    to stop, and do so after the same step. The program ends with exit code 1 after Ctrl-C, with 143 after SIGTERM.
 
     Args:
         directory: The run's directory; the Trainer's ``default_root_dir`` if ``None``.
@@ -501,6 +501,7 @@ class LastCheckpoint(Checkpoint):
         self._agree_from = 0
         self._stops = False
         self._handlers: dict[signal.Signals, Any] = {}
+        self._listener = _Listener(self._listen)
         self._written: Path | None = None
 
     def path(self, trainer: Trainer) -> Path:
@@ -508,14 +509,35 @@ class LastCheckpoint(Checkpoint):
         return Path(self._directory or trainer.default_root_dir) / CHECKPOINTS / LAST
 
     @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage != "fit":
+            return
+        self._restore_handlers()  # left by a fit in whose end another callback failed
+        self._interrupted, self._stops = 0, False
+        if threading.current_thread() is threading.main_thread():
+            numbers = [signal.SIGINT, signal.SIGTERM] if self.sigterm else [signal.SIGINT]
+            handlers = {number: signal.getsignal(number) for number in numbers}
+            # One that was not set from Python could not be put back.
+            self._handlers = {number: handler for number, handler in handlers.items() if handler is not None}
+        self._remove_listener(trainer)
+        # A new list, as Lightning is iterating over the old one.
+        trainer.callbacks = [self._listener, *callbacks_of(trainer)]  # type: ignore[attr-defined]
+
+    def _remove_listener(self, trainer: Trainer) -> None:
+        kept = [callback for callback in callbacks_of(trainer) if callback is not self._listener]
+        trainer.callbacks = kept  # type: ignore[attr-defined]  # set outside Trainer's own code
+
+    def _listen(self, trainer: Trainer) -> None:
+        # Lightning has just set its own. With several processes that of SIGTERM communicates, wherever they are.
+        for number in self._handlers:
+            signal.signal(number, self._on_interrupt)
+        if self.sigterm and trainer.received_sigterm:
+            self._interrupted = signal.SIGTERM
+
+    @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._saved_at = time.monotonic()
-        self._interrupted, self._stops = 0, False
         self._agreed_at, self._agree_from = (self._saved_at, trainer.global_step), 0
-        # With several processes Lightning's own handler of SIGTERM communicates inside of it, wherever they are.
-        numbers = [signal.SIGINT, signal.SIGTERM] if self.sigterm else [signal.SIGINT]
-        if threading.current_thread() is threading.main_thread():
-            self._handlers = {number: signal.signal(number, self._on_interrupt) for number in numbers}
 
     def _on_interrupt(self, number: int, frame: FrameType | None) -> None:
         if number == self._interrupted == signal.SIGINT:
@@ -558,7 +580,6 @@ class LastCheckpoint(Checkpoint):
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._save(trainer)
-        self._restore_handler()
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -566,15 +587,19 @@ class LastCheckpoint(Checkpoint):
             # All have come here. Whoever started them ends the others when one is gone, and the first may still write
             # the record.
             trainer.strategy.barrier()
-        self._restore_handler()
+        # There will be no teardown. Lightning puts the handlers back, which are to stay until the others have come
+        # here too: after Ctrl-C it ignores another one meanwhile, and a second SIGTERM would end this process.
+        self._remove_listener(trainer)
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._restore_handler()
+        self._remove_listener(trainer)
+        self._restore_handlers()
 
-    def _restore_handler(self) -> None:
+    def _restore_handlers(self) -> None:
         for number, handler in self._handlers.items():
-            signal.signal(number, handler)
+            if signal.getsignal(number) == self._on_interrupt:  # Lightning puts back those that it found
+                signal.signal(number, handler)
         self._handlers = {}
 
     def _save(self, trainer: Trainer) -> None:
@@ -588,8 +613,6 @@ class LastCheckpoint(Checkpoint):
         self._saved_at = time.monotonic()
 
     def _replace(self, trainer: Trainer, path: Path) -> None:
-        if self._written != path:
-            remove_leftovers(path.parent)
         # What this object has written is whole; what it has found may be the reason why the one before it is needed.
         whole = self._written == path or checkpoint_fault(path) is None
         # Whatever plugin writes it, it does so beside the final file, so that the replacement is atomic.
@@ -598,6 +621,21 @@ class LastCheckpoint(Checkpoint):
             if whole:
                 _keep(path, path.with_name(PREVIOUS))
         self._written = path
+
+
+class _Listener(Callback):
+    """Comes before all other callbacks, so that no signal is missed while those measure at step 0."""
+
+    def __init__(self, listen: Callable[[Trainer], None]) -> None:
+        self._listen = listen
+
+    @override
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._listen(trainer)
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._listen(trainer)
 
 
 def _keep(path: Path, name: Path) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, final
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
 from torch import Tensor
 from torch import distributed as dist
@@ -12,6 +13,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 from typing_extensions import override
 
+from grok_callbacks.members import own_members
 from grok_lightning.modules import GrokModule
 
 __all__ = ["PopulationStrategy", "check_enough_members"]
@@ -26,7 +28,8 @@ class PopulationStrategy(DDPStrategy):
 
     Process r of W has the members r, r + W, r + 2W, ...: members of one kind, which usually follow one another, are
     shared out evenly. Each process makes the networks of its members alone, and trains them on all of their rows; there
-    is no gradient to communicate. Metrics, records and checkpoints are of the whole population, in the order of its
+    is no gradient to communicate. (At every batch Lightning itself has all processes wait for the first, to hear
+    whether it was told to stop.) Metrics, records and checkpoints are of the whole population, in the order of its
     members, and do not depend on the number of devices: what was trained on four may go on on one. Members are what
     they are alone, but for rounding: sums run in another order in populations of another size.
 
@@ -34,6 +37,7 @@ class PopulationStrategy(DDPStrategy):
 
     With several processes a checkpoint can be saved only while all of them do so: on SIGTERM or Ctrl-C
     :class:`LastCheckpoint` sees to that, whereas an exception in one process leaves the checkpoint before it.
+    ``Trainer.predict`` returns in each process the logits of its own members.
 
     Args:
         start_method: ``popen`` or ``fork``, as :class:`DDPStrategy` has it.
@@ -41,8 +45,8 @@ class PopulationStrategy(DDPStrategy):
 
     Raises:
         ValueError: In ``fit``, ``validate`` and so on: if there are more devices than members; if the module is no
-            :class:`GrokModule`, or has parameters without a member axis beside its network; or if a foreign loader
-            would hand out only some of the rows.
+            :class:`GrokModule`, or has parameters without a member axis beside its network; if a foreign loader would
+            hand out only some of the rows; or if a :class:`ModelCheckpoint` is to save on an exception.
 
     """
 
@@ -76,6 +80,12 @@ class PopulationStrategy(DDPStrategy):
     @override
     def setup(self, trainer: Trainer) -> None:
         self._check_module()
+        for callback in trainer.checkpoint_callbacks:
+            if isinstance(callback, ModelCheckpoint) and callback.save_on_exception and self.world_size > 1:
+                raise ValueError(
+                    "strategy population: save_on_exception: processes that fail at different steps have no checkpoint "
+                    "in common; leave it out, LastCheckpoint saves on SIGTERM and Ctrl-C"
+                )
         if trainer.state.fn == "fit":
             super().setup(trainer)
             return
@@ -129,7 +139,7 @@ class PopulationStrategy(DDPStrategy):
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         """Load this process's members of a checkpoint of all."""
         state = {
-            name: value[self._module.own_members] if name.startswith(OF_MEMBERS) and value.ndim else value
+            name: own_members(self._module, value) if name.startswith(OF_MEMBERS) else value
             for name, value in checkpoint["state_dict"].items()
         }
         super().load_model_state_dict({**checkpoint, "state_dict": state}, strict)
@@ -178,7 +188,7 @@ class PopulationStrategy(DDPStrategy):
         whole = (self._module.n_members_in_all, *parameter.shape[1:])
         if isinstance(value, Tensor) and value.shape == whole:
             # Fused optimizers take a view with gaps for a tensor without.
-            return value[self._module.own_members].contiguous()
+            return own_members(self._module, value).contiguous()
         return value
 
     def _exchange(self, values: Mapping[str, Tensor], everywhere: bool = False) -> dict[str, Tensor] | None:

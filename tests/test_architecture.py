@@ -127,7 +127,8 @@ RULES = {
         ("grok_lightning.sweeps",),
     ),
     "strategies know members and modules": Only(
-        ("grok_lightning.strategies",), ("torch", "lightning", "typing_extensions", "grok_lightning.modules")
+        ("grok_lightning.strategies",),
+        ("torch", "lightning", "typing_extensions", "grok_lightning.modules", "grok_callbacks.members"),
     ),
     "strategies are a matter of the Trainer": Never(
         ("grok_lightning", "grok_callbacks"),

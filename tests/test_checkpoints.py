@@ -13,6 +13,7 @@ from grok_lightning.checkpoints import (
     read_checkpoint,
     step_of_checkpoint,
     usable_checkpoint,
+    whole_checkpoints,
 )
 
 
@@ -93,6 +94,15 @@ def test_the_newest_whole_checkpoint_of_a_run_experiment_or_all_runs_is_found(tm
     assert newest_checkpoint(tmp_path) == newest
     assert newest_checkpoint(tmp_path / "x" / "version_0").name == "last.ckpt"
     assert any(str(broken) in note for note in notes)
+
+
+@pytest.mark.parametrize("times", [(300, 300), (300, 400), (300, 200)])
+def test_the_one_before_the_last_is_never_newer_than_it(tmp_path, times):
+    """Whatever copying has done to the times."""
+    for name, step, time in zip(["last.ckpt", "previous.ckpt"], [20, 10], times, strict=True):
+        save(tmp_path / name, step, time)
+    save(tmp_path / "4.ckpt", 4, time=100)
+    assert [path.name for path in whole_checkpoints(tmp_path)] == ["last.ckpt", "previous.ckpt", "4.ckpt"]
 
 
 @pytest.mark.parametrize("name", ["nowhere", "empty", "broken"])

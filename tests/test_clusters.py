@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from grok_lightning.records import read_record
 
 pytestmark = pytest.mark.slow
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
 BLOCKS = dict(re.findall(r"<!-- ((?:torchrun|sbatch).*?) -->\n```(?:bash)?\n(.*?)```", README, flags=re.DOTALL))
 
 CONFIG = """
@@ -27,7 +29,9 @@ trainer: {max_steps: 60, val_check_interval: 1, callbacks: {class_path: WeightTr
 
 SRUN = """#!/bin/bash
 # As many tasks as the job has, told who they are; the largest exit code is its own. A signal is for all of them.
+# Its own options count for nothing.
 echo $$ > srun.pid
+while [[ "$1" = --* ]]; do shift; done
 pids=()
 trap 'kill -TERM "${pids[@]}"' TERM
 for task in $(seq 0 $((SLURM_NTASKS - 1))); do
@@ -49,6 +53,7 @@ SLURM = {
     "SLURM_NTASKS": "2",
     "SLURM_NTASKS_PER_NODE": "1",
     "SLURM_NODELIST": "127.0.0.1",
+    "SLURM_CPUS_PER_TASK": "1",
 }
 
 
@@ -97,6 +102,13 @@ def test_torchrun_on_two_machines(tmp_path, environment):
     assert second != first
     run(f"{second} > second.log 2>&1 &\n{first} || exit 1\nwait", environment)
     assert_finished(tmp_path / "runs" / "parity" / "version_0", devices=2)
+
+
+def test_the_job_has_no_more_devices_than_its_config_has_members():
+    asked = {name: int(number) for name, number in re.findall(r"#SBATCH --(\S+?)=(\d+)$", BLOCKS["sbatch"], flags=re.M)}
+    config = yaml.safe_load((ROOT / re.findall(r"--config (\S+)", BLOCKS["sbatch"])[0]).read_text())
+    assert asked["ntasks-per-node"] == asked["gpus-per-node"]
+    assert asked["nodes"] * asked["ntasks-per-node"] <= len(config["population"]["seed"])
 
 
 def test_a_job_that_is_out_of_time_goes_on_where_it_was(tmp_path, environment):

@@ -413,6 +413,28 @@ def test_when_resuming_the_optimizer_is_there_already(make_trainer, lines, tmp_p
     assert first.step.to_come - estimate.step.to_come == first.step.optimizer
 
 
+def graphs_compiled(make_trainer, callbacks):
+    """Return how many graphs are compiled in a training of a compiled network."""
+    from torch._dynamo.utils import counters  # loading it takes a second; there is no public count
+
+    torch.compiler.reset()
+    module = mlp()
+    module.configure_model()
+    module.network.compile(backend="eager")
+    before = counters["stats"]["unique_graphs"]
+    options = {"max_steps": 6, "max_epochs": -1, "limit_val_batches": 0}
+    make_trainer(callbacks=callbacks, **options).fit(module, datamodule=parity(train_size=64))
+    torch.compiler.reset()
+    return counters["stats"]["unique_graphs"] - before
+
+
+def test_nothing_more_is_compiled(make_trainer):
+    estimate = MemoryEstimate()
+    assert graphs_compiled(make_trainer, [estimate]) == graphs_compiled(make_trainer, []) == 1
+    eager, _ = fitted(make_trainer, mlp(), parity(train_size=64), 6, [])
+    assert estimate.step.activations == eager.step.activations
+
+
 # ---- histories -------------------------------------------------------------------------------------------------------
 
 

@@ -10,7 +10,7 @@ import pytest
 from lightning.pytorch import LightningModule, Trainer
 from runs_compared import assert_same_run, checkpoint_of
 
-from grok_lightning import Recorder, report
+from grok_lightning import Recorder, cli, report
 from grok_lightning.cli import main
 from grok_lightning.data import online
 from grok_lightning.records import read_record
@@ -291,3 +291,14 @@ def test_a_changed_run_is_noticed(fit: Fit) -> None:
     other = fit("other", *LIMITS["epochs"], "--model.optimizer.lr=0.300001")
     with pytest.raises(AssertionError):
         assert_same_run(other, whole)
+
+
+@pytest.mark.parametrize("limit", ["--trainer.max_steps=5", "--trainer.max_steps=8", "--trainer.max_epochs=1"])
+def test_a_limit_that_was_passed_already_costs_nothing(fit: Fit, monkeypatch: pytest.MonkeyPatch, limit: str) -> None:
+    """Going on from an earlier checkpoint of a finished run, with a slip of the hand."""
+    whole = fit("whole", *LIMITS["steps"])
+    told: list[str] = []
+    monkeypatch.setattr(cli, "rank_zero_info", told.append)
+    again = fit("again", limit, f"--ckpt_path={RUN}/checkpoints/8.ckpt", after=whole)
+    assert any(line.startswith("nothing to train: step 8") for line in told)
+    assert_same_run(again, whole)

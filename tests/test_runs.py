@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -558,6 +559,324 @@ def test_outside_the_main_thread_ctrl_c_is_left_alone(train, tmp_path, handler):
         trainer = pool.submit(train, LastCheckpoint()).result(120)
     assert trainer.global_step == 8
     assert signal.getsignal(signal.SIGINT) is handler
+
+
+# Signals before the first step
+
+
+SIGNALS = {signal.SIGINT: 1, signal.SIGTERM: 143}
+"""What the program ends with."""
+
+either = pytest.mark.parametrize("number", SIGNALS, ids=["Ctrl-C", "SIGTERM"])
+
+
+class Does(Callback):
+    """Does something whenever a hook is called; keeps the Trainer of the fit, and what its callbacks were before."""
+
+    def __init__(self, hook, do=lambda: None):
+        self.do = do
+        for name in hook.split():
+            setattr(self, name, self._do)
+
+    def setup(self, trainer, pl_module, stage):
+        self.trainer, self.before = trainer, list(trainer.callbacks)
+
+    def _do(self, *_, **__):
+        self.do()
+
+
+class Late(Does, Checkpoint):
+    """Is called after all other callbacks."""
+
+
+class Signals(NeuronNormTracker):
+    """Sends itself a signal while it measures the initial weights, several times if need be."""
+
+    def __init__(self, number, times=1):
+        super().__init__(layer="network.hidden.0", schedule=EveryNSteps(3))
+        self.number = number
+        self.times = times
+
+    def measure(self, trainer, pl_module):
+        if trainer.global_step == 0:
+            for _ in range(self.times):
+                signal.raise_signal(self.number)
+        return super().measure(trainer, pl_module)
+
+
+@pytest.fixture
+def handlers():
+    """Handlers of somebody's of both signals, which must be there again in the end; those that are there now."""
+
+    def mine(number, frame):
+        """Do nothing, so that a signal that comes to it is lost."""
+
+    before = {number: signal.signal(number, mine) for number in SIGNALS}
+    yield lambda: {number: signal.getsignal(number) is mine for number in SIGNALS}
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+ALL_BACK = dict.fromkeys(SIGNALS, True)
+
+
+def assert_interrupted_at(folder, step):
+    assert int(torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]) == step
+    record = read_record(folder / "records.nc")
+    assert (record.attrs["status"], int(record.attrs["last_step"])) == ("interrupted", step)
+
+
+@either
+def test_a_signal_while_the_initial_weights_are_measured_is_noticed_after_the_first_step(
+    train, tmp_path, handlers, number
+):
+    with pytest.raises(SystemExit) as ended:
+        train(Signals(number), Recorder(), LastCheckpoint())
+    assert ended.value.code == SIGNALS[number]
+    assert_interrupted_at(tmp_path, 1)
+    assert read_record(tmp_path / "records.nc")["neuron_norms"]["step"].values.tolist() == [0]
+    assert handlers() == ALL_BACK
+
+
+def test_a_second_ctrl_c_while_the_initial_weights_are_measured_stops_at_once(train, tmp_path, handlers):
+    with pytest.raises(SystemExit) as ended:
+        train(Signals(signal.SIGINT, times=2), LastCheckpoint())
+    assert ended.value.code == 1
+    assert not (tmp_path / "checkpoints").exists()
+    assert handlers() == ALL_BACK
+
+
+@either
+@pytest.mark.parametrize("hook", ["on_sanity_check_start", "on_validation_start", "on_sanity_check_end"])
+def test_a_signal_in_the_sanity_check_is_noticed_after_the_first_step(train, tmp_path, handlers, number, hook):
+    sends = Does(hook, lambda: signal.raise_signal(number))
+    with pytest.raises(SystemExit) as ended:
+        train(sends, Recorder(), LastCheckpoint(), num_sanity_val_steps=2)
+    assert ended.value.code == SIGNALS[number]
+    assert_interrupted_at(tmp_path, 1)
+    assert handlers() == ALL_BACK
+
+
+@pytest.mark.parametrize("mine", [True, False])
+def test_what_has_come_to_lightning_before_counts_unless_it_is_left_to_lightning(
+    train, tmp_path, handlers, monkeypatch, mine
+):
+    """Between its taking SIGTERM and the first hook are the data."""
+    make = TableData.train_dataloader
+
+    def make_and_send(data):
+        signal.raise_signal(signal.SIGTERM)
+        return make(data)
+
+    monkeypatch.setattr(TableData, "train_dataloader", make_and_send)
+    with pytest.raises(SystemExit) as ended:
+        train(Recorder(), LastCheckpoint(sigterm=mine))
+    assert ended.value.code == (143 if mine else None)
+    assert (tmp_path / "checkpoints" / "last.ckpt").exists() == mine
+    assert handlers() == ALL_BACK
+
+
+def test_sigterm_that_is_left_to_lightning_is_its_own_and_ctrl_c_is_not(train, tmp_path, handlers):
+    with pytest.raises(SystemExit) as ended:
+        train(Signals(signal.SIGTERM), Recorder(), LastCheckpoint(sigterm=False))
+    assert ended.value.code is None
+    assert not (tmp_path / "checkpoints" / "last.ckpt").exists()
+    with pytest.raises(SystemExit) as ended:
+        train(Signals(signal.SIGINT), Recorder(), LastCheckpoint(sigterm=False))
+    assert ended.value.code == 1
+    assert_interrupted_at(tmp_path, 1)
+    assert handlers() == ALL_BACK
+
+
+def fails():
+    raise ValueError("enough")
+
+
+def interrupts():
+    raise KeyboardInterrupt
+
+
+ENDINGS = {
+    "it is finished": (Does(""), None),
+    "nothing was to be trained": (Does(""), None),
+    "it is finished in a thread": (Does(""), None),
+    "an error in a thread": (Does("on_train_batch_end", fails), ValueError),
+    "an error while the callbacks are set up": (Does("on_fit_start", fails), ValueError),
+    "an error in the sanity check": (Does("on_sanity_check_start", fails), ValueError),
+    "an error before the first step": (Does("on_train_start", fails), ValueError),
+    "an error in a step": (Does("on_train_batch_end", fails), ValueError),
+    "an error when training ends": (Does("on_train_end", fails), ValueError),
+    "an error when the fit ends": (Does("on_fit_end", fails), ValueError),
+    "an error in the end": (Does("teardown", fails), ValueError),
+    "an interruption before the first step": (Does("on_train_start", interrupts), SystemExit),
+    "an interruption in a step": (Does("on_train_batch_end", interrupts), SystemExit),
+    "Ctrl-C": (Does("on_train_batch_start", lambda: signal.raise_signal(signal.SIGINT)), SystemExit),
+    "SIGTERM": (Does("on_train_batch_start", lambda: signal.raise_signal(signal.SIGTERM)), SystemExit),
+}
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_however_it_ends_handlers_and_callbacks_are_what_they_were(train, handlers, ending):
+    does, raises = ENDINGS[ending]
+    last, options = LastCheckpoint(), {"num_sanity_val_steps": 1}
+    if ending == "nothing was to be trained":
+        options["max_steps"] = 0
+    with ThreadPoolExecutor(1) as pool, pytest.raises(raises) if raises else nullcontext():
+        if ending.endswith("thread"):
+            pool.submit(train, does, last, **options).result(120)
+        else:
+            train(does, last, **options)
+    assert handlers() == ALL_BACK
+    assert does.trainer.callbacks == does.before == [does, last]
+
+
+@pytest.mark.parametrize("hook", ["on_train_start", "on_train_batch_start", "on_train_end"])
+def test_both_signals_are_taken_while_it_trains_but_not_after(train, handlers, hook):
+    seen = []
+    train(LastCheckpoint(), Does(hook, look := lambda: seen.append(handlers())), Late(hook, look))
+    assert seen
+    assert all(each == dict.fromkeys(SIGNALS, False) for each in seen)
+    seen.clear()
+    train(LastCheckpoint(), Does("on_fit_end teardown", look))
+    assert seen == [ALL_BACK, ALL_BACK]
+
+
+def test_validating_alone_takes_no_signals_and_has_no_callback_more(make_trainer, handlers):
+    seen = []
+    looks = Does("on_validation_start", lambda: seen.append((handlers()[signal.SIGINT], looks.trainer.callbacks)))
+    callbacks = [looks, LastCheckpoint()]
+    data = TableData(SparseParity(6, 2), train_size=32, batch_size=8, members=MEMBERS)
+    trainer = make_trainer(callbacks=callbacks, enable_checkpointing=True)
+    trainer.validate(MLP(n_inputs=6, hidden=[8], members=MEMBERS, optimizer=sgd), datamodule=data, verbose=False)
+    assert seen == [(True, callbacks)]
+    assert handlers() == ALL_BACK
+
+
+def test_a_handler_that_somebody_sets_in_the_end_stays(train, handlers):
+    def theirs(number, frame):
+        """Do nothing."""
+
+    train(Does("on_fit_end", lambda: signal.signal(signal.SIGINT, theirs)), LastCheckpoint())
+    assert signal.getsignal(signal.SIGINT) is theirs
+
+
+def test_a_handler_that_somebody_takes_from_it_and_gives_back_is_put_back_still(train, handlers):
+    class Takes(Callback):
+        def on_train_start(self, trainer, pl_module):
+            self.before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+        def teardown(self, trainer, pl_module, stage):
+            signal.signal(signal.SIGINT, self.before)
+
+    train(Takes(), LastCheckpoint())
+    assert handlers() == ALL_BACK
+
+
+def test_after_ctrl_c_another_one_is_ignored_until_all_is_tidied_up(train, tmp_path, handlers):
+    """As Lightning has it; the press after that is no longer ours."""
+    seen = []
+
+    def press():
+        seen.append(signal.getsignal(signal.SIGINT))
+        signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(SystemExit):
+        train(Interrupts(step=4), Recorder(), LastCheckpoint(), Late("on_exception", press))
+    assert seen == [signal.SIG_IGN]
+    assert_interrupted_at(tmp_path, 5)
+    assert handlers() == ALL_BACK
+
+
+def test_after_sigterm_another_one_does_not_end_it_before_all_is_tidied_up(train, tmp_path, handlers):
+    sends = Does("on_train_batch_start", lambda: signal.raise_signal(signal.SIGTERM))
+    seen = []
+
+    def send():
+        signal.raise_signal(signal.SIGTERM)
+        seen.append(handlers())
+
+    with pytest.raises(SystemExit) as ended:
+        train(sends, Recorder(), LastCheckpoint(), Late("on_exception", send))
+    assert ended.value.code == 143
+    assert seen == [dict.fromkeys(SIGNALS, False)]
+    assert handlers() == ALL_BACK
+
+
+@pytest.fixture
+def fit_again(make_trainer):
+    """A function that makes a function that trains on to a step, always with one Trainer; it returns its callbacks."""
+
+    def make(*callbacks):
+        trainer = make_trainer(max_steps=3, callbacks=list(callbacks), enable_checkpointing=True)
+
+        def fit(steps):
+            trainer.fit_loop.epoch_loop.max_steps = steps
+            data = TableData(SparseParity(6, 2), train_size=32, batch_size=8, members=MEMBERS)
+            trainer.fit(MLP(n_inputs=6, hidden=[8], members=MEMBERS, optimizer=sgd), datamodule=data)
+            return trainer.callbacks
+
+        return fit
+
+    return make
+
+
+def test_one_callback_more_is_there_in_the_fit_each_time_and_in_no_checkpoint(fit_again, tmp_path):
+    counts = []
+    looks = Does("on_train_batch_start", lambda: counts.append(len(looks.trainer.callbacks)))
+    callbacks = [looks, LearningCurves(), LastCheckpoint()]
+    fit = fit_again(*callbacks)
+    assert fit(3) == fit(6) == callbacks
+    assert counts == [4] * 6
+    states = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["callbacks"]
+    assert set(states) == {"LearningCurves[curves]"}
+
+
+def test_what_a_failure_in_the_end_has_left_is_gone_in_the_next_fit(fit_again, handlers):
+    """Lightning comes neither to the callbacks after the one that fails nor to the handlers."""
+    counts = []
+
+    def fails_first():
+        counts.append(len(looks.trainer.callbacks))
+        if len(counts) < 3:
+            fails()
+
+    looks, last = Does("on_train_batch_start on_exception", fails_first), LastCheckpoint()
+    fit = fit_again(looks, last)
+    with pytest.raises(ValueError, match="enough"):
+        fit(3)
+    assert handlers() == dict.fromkeys(SIGNALS, False)
+    assert fit(3) == [looks, last]
+    assert set(counts) == {3}
+    assert handlers() == ALL_BACK
+
+
+@either
+def test_a_handler_that_was_not_set_from_python_is_left_alone(train, tmp_path, monkeypatch, number):
+    """Python says ``None`` of such, and cannot put it back."""
+    get, put, other = signal.getsignal, signal.signal, {number}
+
+    def getsignal(which):
+        return None if which in other else get(which)
+
+    def set_signal(which, handler):
+        before = getsignal(which)
+        before_really = put(which, handler)
+        other.discard(which)
+        return None if before is None else before_really
+
+    seen = []
+    looks = Does("on_train_batch_start", lambda: seen.append(getattr(getsignal(number), "__self__", None)))
+    before = get(number)
+    monkeypatch.setattr(signal, "getsignal", getsignal)
+    monkeypatch.setattr(signal, "signal", set_signal)
+    try:
+        last = LastCheckpoint()
+        train(looks, last)
+    finally:
+        put(number, before)
+    assert seen
+    assert last not in seen
+    assert (tmp_path / "checkpoints" / "last.ckpt").is_file()
 
 
 def test_a_monitor_after_the_recorder_is_in_the_record_too(train, tmp_path):

@@ -9,7 +9,9 @@ from lightning.pytorch import Callback
 from runs_compared import checkpoint_of
 from small_runs import assert_close, plain, train
 from together import Together, run_together
+from torch import Tensor
 
+from grok_callbacks import EveryNSteps, ParameterNorm
 from grok_lightning import runs
 from grok_lightning.records import read_record
 
@@ -35,6 +37,20 @@ class Asks(Callback):
             signal.raise_signal(self.number)
 
 
+class AsksFirst(ParameterNorm):
+    """Sends it before the first step instead, while it measures the initial weights."""
+
+    def __init__(self, number: signal.Signals, ranks: tuple[int, ...]) -> None:
+        super().__init__(EveryNSteps(1_000_000))
+        self.number = number
+        self.ranks = ranks
+
+    def measure(self, trainer, pl_module) -> dict[str, Tensor]:
+        if trainer.global_step == 0 and trainer.global_rank in self.ranks:
+            signal.raise_signal(self.number)
+        return super().measure(trainer, pl_module)
+
+
 class Notes(Callback):
     """Leaves the step at which each process ended."""
 
@@ -45,9 +61,9 @@ class Notes(Callback):
         (self.folder / f"ended_{trainer.global_rank}").write_text(str(trainer.global_step))
 
 
-def interrupt(folder: Path, number: signal.Signals, ranks: tuple[int, ...], strategy: str = "population") -> Together:
+def interrupt(folder: Path, asks: Callback, strategy: str = "population") -> Together:
     """Train two processes, as torchrun starts them, until they end."""
-    also = [Asks(number, ranks), Notes(folder)]
+    also = [asks, Notes(folder)]
     quick = {"steps": STEPS, "val_check_interval": 1_000_000, "limit_val_batches": 0}
     return run_together(folder, 2, lambda rank: train(folder, plain(), 2, strategy, also=also, **quick).global_step)
 
@@ -72,10 +88,16 @@ def often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runs, "AGREE_EVERY", 0.05)
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 1)], ids=["SIGTERM", "Ctrl-C"])
-@pytest.mark.parametrize("ranks", [(0,), (1,), (0, 1)], ids=["the first", "the second", "all"])
+either = pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 1)], ids=["SIGTERM", "Ctrl-C"]
+)
+whoever = pytest.mark.parametrize("ranks", [(0,), (1,), (0, 1)], ids=["the first", "the second", "all"])
+
+
+@either
+@whoever
 def test_all_stop_after_one_step_and_leave_a_whole_checkpoint(tmp_path, number, status, ranks):
-    done = interrupt(tmp_path, number, ranks)
+    done = interrupt(tmp_path, Asks(number, ranks))
     assert_stopped(done, status)
     step = stopped_at(tmp_path)
     assert step > ASKED
@@ -83,11 +105,22 @@ def test_all_stop_after_one_step_and_leave_a_whole_checkpoint(tmp_path, number, 
     assert {len(value) for value in checkpoint_of(tmp_path)["state_dict"].values()} == {3}
 
 
+@either
+@whoever
+def test_whoever_is_asked_while_measuring_before_the_first_step_all_stop_after_it(tmp_path, number, status, ranks):
+    done = interrupt(tmp_path, AsksFirst(number, ranks))
+    assert_stopped(done, status)
+    assert stopped_at(tmp_path) == 1
+    record = read_record(tmp_path / "records.nc")
+    assert record.attrs["status"] == "interrupted"
+    assert record["parameter_norm"]["step"].values.tolist() == [0]
+
+
 @pytest.mark.parametrize("strategy", ["population", "ddp"])
 def test_what_was_stopped_goes_on_as_if_it_had_not_been(tmp_path, strategy):
     stopped = tmp_path / "stopped"
     stopped.mkdir()
-    done = interrupt(stopped, signal.SIGTERM, (1,), strategy)
+    done = interrupt(stopped, Asks(signal.SIGTERM, (1,)), strategy)
     assert_stopped(done, 143)
     steps = stopped_at(stopped) + 10
     last = stopped / "checkpoints" / "last.ckpt"
@@ -106,7 +139,7 @@ def test_none_is_gone_before_the_first_has_written_the_record(tmp_path, monkeypa
         write(record, path)
 
     monkeypatch.setattr(runs, "write_record", slow)
-    done = interrupt(tmp_path, signal.SIGTERM, (0,))
+    done = interrupt(tmp_path, Asks(signal.SIGTERM, (0,)))
     assert_stopped(done, 143)
     record = read_record(tmp_path / "records.nc")
     assert record.attrs["status"] == "interrupted"

@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -48,12 +49,23 @@ from grok_callbacks import (
     EveryNSteps,
     LearningCurves,
     Onset,
+    ShrinkAccuracy,
+    SparseSubnetworkExtractor,
     StopAfterOnset,
     StopWhenConverged,
     SubnetworkComparison,
     WeightTrajectory,
 )
-from grok_lightning import MLP, GrokModule, LastCheckpoint, LotteryTicket, PopulationStrategy, strategies
+from grok_lightning import (
+    MLP,
+    GrokModule,
+    LastCheckpoint,
+    LotteryTicket,
+    PopulationStrategy,
+    SparseParity,
+    TableData,
+    strategies,
+)
 from grok_lightning.cli import main
 from grok_lightning.modules import MemberMean
 from grok_lightning.records import read_record
@@ -207,6 +219,101 @@ def note_calls(monkeypatch: pytest.MonkeyPatch, owner: object, name: str, log: P
         return original(*args, **kwargs)
 
     monkeypatch.setattr(owner, name, noted)
+
+
+def looked_back_at() -> Experiment:
+    """Members of whose kept weights the last are looked back at."""
+    module, data, callbacks = plain(adamw)
+    comparison = SubnetworkComparison(**PARITY_LAYERS, choose="median", among=3, controls=3)
+    return module, data, [*callbacks, WeightTrajectory(EveryNSteps(20)), comparison]
+
+
+@pytest.mark.parametrize("strategy", ["population", "ddp"])
+def test_only_the_first_process_needs_to_see_the_files(tmp_path, strategy):
+    """On machines without a common filesystem the others have a disk of their own, on which there is nothing."""
+
+    def script(rank: int) -> list[object]:
+        if rank:
+            grok_callbacks.snapshots._files = lambda _: {}
+        module, data, callbacks = looked_back_at()
+        train(tmp_path / "two", (module, data, callbacks), 2, strategy, steps=110)
+        first = callbacks[-1].steps.tolist()
+        module, data, callbacks = looked_back_at()
+        train(tmp_path / "two", (module, data, callbacks), 2, strategy, steps=110, resume=middle(tmp_path / "two"))
+        return [first, callbacks[-1].steps.tolist()]
+
+    done = run_together(tmp_path / "together", 2, script)
+    assert done.answers == [[[0, 20, 40, 60, 80, 100, 110]] * 2] * 2, done.ended.output
+    train(tmp_path / "one", looked_back_at(), steps=110)
+    assert_close_runs(tmp_path / "two", tmp_path / "one")
+
+
+def without_held_out_rows() -> Experiment:
+    """Of every second member all rows are trained on: where there are two processes, one has no held-out rows."""
+    members = {"seed": [0, 1, 2], "train_fraction": [0.5, 1.0, 0.7]}
+    data = TableData(SparseParity(6, 2), n_held_out=None, batch_size=None, members=members)
+    callbacks = [
+        LearningCurves(),
+        Onset(),
+        ShrinkAccuracy(),
+        SparseSubnetworkExtractor(**PARITY_LAYERS, schedule=EveryNSteps(20)),
+        WeightTrajectory(EveryNSteps(20)),
+        SubnetworkComparison(**PARITY_LAYERS, choose="median", among=3, controls=3),
+    ]
+    return MLP(n_inputs=6, hidden=[16], members=members, optimizer=adamw), data, callbacks
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_a_member_without_held_out_rows_measures_the_same_alone_in_its_process(tmp_path, processes):
+    for count in (1, processes):
+        train(tmp_path / str(count), without_held_out_rows(), count, steps=60)
+    assert_close_runs(tmp_path / str(processes), tmp_path / "1")
+    group = read_record(tmp_path / str(processes) / "records.nc")["subnetworks"]
+    held_out = group["agreement"].sel(split="held_out", set="generalizing").isnull()
+    assert held_out.all("step").values.tolist() == [False, True, False]
+    assert not group["sensitivity"].sel(network="full").isnull().any()
+
+
+def test_what_is_frozen_stays_so_on_several_processes(tmp_path):
+    def script(rank: int) -> dict[str, object]:
+        module, data, _ = plain(adamw)
+        module.configure_model()
+        before = module.network.hidden[0].weight.detach().double()
+        module.network.hidden[0].weight.requires_grad_(False)
+        module.network.output.eval()
+        looks = Frozen()
+        trainer = make_trainer(tmp_path, 2, [looks], "population", 20, limit_val_batches=0)
+        trainer.fit(module, datamodule=data)
+        torch.save(module.state_dict(), tmp_path / f"{rank}.pt")
+        same = torch.equal(module.network.hidden[0].weight, before)
+        return {"same": same, "members": looks.members, "during": looks.found, "after": frozen(module)}
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Found 1 module.* in eval mode")
+        done = run_together(tmp_path / "together", 2, script)
+        module, data, _ = plain(adamw)
+        module.configure_model()
+        module.network.hidden[0].weight.requires_grad_(False)
+        module.network.output.eval()
+        make_trainer(tmp_path, 1, steps=20, limit_val_batches=0).fit(module, datamodule=data)
+    expected = [["network.hidden.0.weight"], ["network.output"]]
+    for members, answer in zip((2, 1), done.answers, strict=True):
+        assert answer == {"same": True, "members": members, "during": expected, "after": expected}, done.ended.output
+    for rank in range(2):
+        assert_close(torch.load(tmp_path / f"{rank}.pt"), dict(module.state_dict()), "weights")
+
+
+def frozen(module: GrokModule) -> list[list[str]]:
+    """Return the names of parameters that are not trained, and of layers in eval mode."""
+    parameters = [name for name, value in module.named_parameters() if not value.requires_grad]
+    return [parameters, [name for name, layer in module.named_modules() if not layer.training]]
+
+
+class Frozen(Callback):
+    """Looks while training goes on."""
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        self.found, self.members = frozen(pl_module), pl_module.network.n_members
 
 
 # That the comparison can fail
@@ -617,12 +724,10 @@ class Fails(Callback):
             raise RuntimeError("one process has had enough")
 
 
-@pytest.mark.parametrize(("started_by", "saves"), [("fork", False), ("fork", True), ("torchrun", True)])
-def test_one_process_that_fails_ends_all_and_the_checkpoint_before_it_resumes(runs, tmp_path, saves, started_by):
+@pytest.mark.parametrize("started_by", ["fork", "torchrun"])
+def test_one_process_that_fails_ends_all_and_the_checkpoint_before_it_resumes(runs, tmp_path, started_by):
     folder = tmp_path / "run"
     also: list[Callback] = [Fails()]
-    if saves:
-        also.append(ModelCheckpoint(folder / "checkpoints", save_on_exception=True, monitor=None, save_top_k=0))
     if started_by == "fork":
         ended = run(lambda: train(folder, plain(), 2, also=also), tmp_path / "output.txt")
         assert ended.status == 1
@@ -633,10 +738,18 @@ def test_one_process_that_fails_ends_all_and_the_checkpoint_before_it_resumes(ru
         assert all(done.statuses)
     assert "one process has had enough" in ended.output
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["middle.ckpt"]
-    train(folder, plain(), 2, resume=middle(folder), also=also[1:])
+    train(folder, plain(), 2, resume=middle(folder))
     expected = checkpoint_of(runs(plain, 1))
     assert_close(checkpoint_of(folder)["state_dict"], expected["state_dict"], "weights")
     assert_close(checkpoint_of(folder)["optimizer_states"], expected["optimizer_states"], "optimizer")
+
+
+def test_a_checkpoint_of_processes_that_fail_is_refused(tmp_path):
+    saves = ModelCheckpoint(tmp_path / "saved", save_on_exception=True)
+    ended = run(lambda: train(tmp_path / "run", plain(), 2, also=[saves]), tmp_path / "output.txt")
+    assert ended.status == 1
+    assert "save_on_exception: processes that fail at different steps" in ended.output
+    train(tmp_path / "alone", plain(), 1, also=[ModelCheckpoint(tmp_path / "alone", save_on_exception=True)])
 
 
 @pytest.mark.slow

@@ -29,5 +29,8 @@ def gather_members(pl_module: LightningModule, values: Mapping[str, Tensor]) -> 
 
 
 def own_members(pl_module: LightningModule, values: Tensor) -> Tensor:
-    """Return of values of the whole population, ``(E, ...)``, those of this process's members, ``(e, ...)``."""
-    return values[pl_module.own_members] if isinstance(pl_module, SpreadsMembers) else values
+    """Return of values of the whole population, ``(E, ...)``, those of this process's members, ``(e, ...)``.
+
+    A single number is nobody's, and stays.
+    """
+    return values[pl_module.own_members] if isinstance(pl_module, SpreadsMembers) and values.ndim else values

@@ -9,9 +9,10 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
+from .members import n_members_here
 from .protocols import HasMembers, HasParts, HasRows, HasRowsVersion
 
-__all__ = ["KeptRows", "Split", "parts_of", "rows_of", "rows_version"]
+__all__ = ["KeptRows", "Split", "members_with_rows", "parts_of", "rows_of", "rows_version"]
 
 Split = Literal["train", "held_out"]
 
@@ -63,6 +64,27 @@ def rows_of(
     else:
         inputs, targets = _index(_dataset(trainer, split), limit)
     return _ready(trainer, pl_module, inputs, targets, limit)
+
+
+def members_with_rows(
+    trainer: Trainer, pl_module: LightningModule, split: Split, function: str | None = None
+) -> Tensor:
+    """Return which members have rows of a split at all, ``(E,)``, bool; those of the others are mere padding.
+
+    Only a data module that knows padding (:class:`HasParts`) has members without rows; elsewhere all have the same.
+
+    Args:
+        trainer: The Trainer.
+        pl_module: The module.
+        split: ``train`` or ``held_out``.
+        function: Import path of ``(trainer, pl_module, split) -> (inputs, targets)``.
+
+    """
+    datamodule = getattr(trainer, "datamodule", None)
+    if function is not None or not isinstance(datamodule, HasParts):
+        return torch.ones(n_members_here(pl_module), dtype=torch.bool, device=pl_module.device)
+    masks = datamodule.parts(split)[2].values()
+    return torch.stack([mask.any(dim=-1) for mask in masks]).any(dim=0).to(pl_module.device)
 
 
 def rows_version(trainer: Trainer) -> int:

@@ -8,6 +8,7 @@ from typing import final
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.strategies import Strategy
 from torch import Tensor
 from typing_extensions import override
 
@@ -28,6 +29,9 @@ class Snapshots(Mapping[int, Mapping[str, Tensor]]):
         others: Further weights, in memory; they stand in place of a file of the same step.
         steps: Steps whose files count; all if ``None``.
         run: Mark of the run whose files they have to be; any if ``None``.
+        strategy: Of processes that train together, and may see other disks: the first alone then looks for files and
+            reads them, and all get what it has found. Each has to make these snapshots, and to ask them for the same
+            steps in the same order. By default every process that asks reads for itself.
 
     """
 
@@ -37,11 +41,15 @@ class Snapshots(Mapping[int, Mapping[str, Tensor]]):
         others: Mapping[int, Mapping[str, Tensor]] | None = None,
         steps: Collection[int] | None = None,
         run: str | None = None,
+        strategy: Strategy | None = None,
     ) -> None:
         self._run = run
-        self._files = {step: path for step, path in _files(directory).items() if steps is None or step in steps}
+        self._strategy = strategy
+        files = _files(directory) if strategy is None or strategy.is_global_zero else {}
+        self._files = {step: path for step, path in files.items() if steps is None or step in steps}
         self._others = dict(others or {})
-        self._steps = sorted({*self._files, *self._others})
+        found = sorted({*self._files, *self._others})
+        self._steps: list[int] = found if strategy is None else strategy.broadcast(found)
 
     @override
     def __getitem__(self, step: int) -> Mapping[str, Tensor]:
@@ -54,6 +62,25 @@ class Snapshots(Mapping[int, Mapping[str, Tensor]]):
         """
         if step in self._others:
             return self._others[step]
+        if step not in self._steps:
+            raise KeyError(step)
+        return self._read(step) if self._strategy is None else self._read_in_first(step, self._strategy)
+
+    def _read_in_first(self, step: int, strategy: Strategy) -> Mapping[str, Tensor]:
+        """Return what the first process has read; its error is that of all, for none may wait for another."""
+        found: Mapping[str, Tensor] | ValueError | None = None
+        if strategy.is_global_zero:
+            try:
+                found = self._read(step)
+            except ValueError as error:
+                found = error
+        found = strategy.broadcast(found)
+        if isinstance(found, ValueError):
+            raise found
+        assert found is not None
+        return found
+
+    def _read(self, step: int) -> Mapping[str, Tensor]:
         path = self._files[step]
         try:
             content = torch.load(path, weights_only=True, map_location="cpu")

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal, final
+from typing import Any, ClassVar, Literal, NamedTuple, final
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -23,7 +23,7 @@ from .monitor import Monitor, named_array
 from .neurons import Neurons, tell_method, warn_of_misfits
 from .protocols import HasRows
 from .replay import Replay
-from .rows import Split, rows_of
+from .rows import Split, members_with_rows, rows_of
 from .schedule import AtEnd
 from .snapshots import Snapshots, state_of_all, weights_of
 from .sparse_subnetwork import RULES, Rule, check_rule
@@ -33,6 +33,14 @@ __all__ = ["SubnetworkComparison"]
 
 SETS = ("generalizing", "complementary", "control")
 SPLITS: tuple[Split, ...] = ("train", "held_out")
+
+
+class _Rows(NamedTuple):
+    """Inputs and labels of a split as :func:`rows_of` has them, and which members have any, ``(E,)``, bool."""
+
+    inputs: Tensor
+    targets: Tensor
+    there: Tensor
 
 
 @final
@@ -53,10 +61,11 @@ class SubnetworkComparison(Monitor):
 
     - ``norm`` ``(set)``: mean norm of the incoming weights; NaN for an empty set.
     - ``agreement`` ``(split, set)``: share of rows on which the subnetwork predicts what the whole network of the same
-      step predicts; NaN where there are no such rows.
+      step predicts; NaN where a member has no such rows.
     - ``overlap``: how many of the ``top`` neurons with the largest norm at that step are generalizing.
     - ``sensitivity`` ``(network)``: how many bits of a row, if flipped, change the prediction, on average, of the whole
-      network (``full``) and of each set; k for the parity of k bits. NaN where inputs are not rows of −1 and +1.
+      network (``full``) and of each set; k for the parity of k bits. NaN where a member's inputs are not rows of −1
+      and +1.
 
     And ``generalizing`` with dimensions ``(member, neuron)`` and ``size`` with dimension ``(member)``. All are NaN, and
     the set is empty, for a member that has diverged in the end.
@@ -70,7 +79,8 @@ class SubnetworkComparison(Monitor):
         among: At least 1.
         controls: Number of random sets, at least 1.
         top: Number of neurons whose overlap with the generalizing ones is counted, at least 1.
-        sensitive_rows: Number of held-out rows of a member on which sensitivity is averaged; 0 switches it off.
+        sensitive_rows: Number of held-out rows of a member on which sensitivity is averaged, of training rows for a
+            member without; 0 switches it off.
         network: Dotted name of the module that maps inputs to logits; the LightningModule itself if ``None``.
         rows: Import path of a function ``(trainer, pl_module, split) -> (inputs, targets)``.
         limit: Largest number of rows of a member and split; all of them if ``None``.
@@ -134,7 +144,7 @@ class SubnetworkComparison(Monitor):
         self._method = ""
         self._sets: Tensor | None = None  # (E, 2 + controls, neuron): generalizing, complementary, controls
         self._size = torch.empty(0)  # (E,), NaN for a member without a set
-        self._read: dict[Split, tuple[Tensor, Tensor] | None] = {}
+        self._read: dict[Split, _Rows | None] = {}
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -150,17 +160,17 @@ class SubnetworkComparison(Monitor):
             whole = torch.ones_like(neurons.norms(), dtype=torch.bool).unsqueeze(1)
             for split in SPLITS:
                 if (rows := self._fetch(trainer, pl_module, split, limit=2)) is not None:
-                    neurons.predictions(*rows, whole)
+                    neurons.predictions(rows.inputs, rows.targets, whole)
                     if split == "train":
-                        warn_of_misfits(neurons, *rows)
+                        warn_of_misfits(neurons, rows.inputs, rows.targets)
         super().on_train_start(trainer, pl_module)
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         now = state_of_all(pl_module)
-        trainer.strategy.barrier()  # until the first process has written its last file
         trajectory = find_trajectory(trainer, type(self).__name__)
-        self.look_back(trainer, pl_module, trajectory.snapshots({trainer.global_step: now}))
+        together = trainer.strategy if trainer.world_size > 1 else None
+        self.look_back(trainer, pl_module, trajectory.snapshots({trainer.global_step: now}, together))
 
     @override
     def look_back(self, trainer: Trainer, pl_module: LightningModule, snapshots: Snapshots) -> None:
@@ -204,7 +214,7 @@ class SubnetworkComparison(Monitor):
             rows = self._rows(trainer, pl_module, "train")
             if rows is None:
                 raise ValueError(f"{type(self).__name__}: there are no rows trained on")
-            sizes, order = neurons.sizes(*rows)
+            sizes, order = neurons.sizes(rows.inputs, rows.targets)
             self._method = tell_method(neurons, self._method)
         size = sizes[RULES.index(self.rule)]
         return size.cpu(), in_top(order, size).cpu()
@@ -244,19 +254,33 @@ class SubnetworkComparison(Monitor):
         if rows is None:
             return torch.full((len(sets), len(SETS)), torch.nan, dtype=torch.float64, device=sets.device)
         whole = torch.ones_like(sets[:, :1])
-        predicted = neurons.predictions(*rows, torch.cat([whole, sets], dim=1))
+        predicted = neurons.predictions(rows.inputs, rows.targets, torch.cat([whole, sets], dim=1))
         agrees = torch.where(predicted[:, :1].isnan(), torch.nan, (predicted[:, 1:] == predicted[:, :1]).double())
-        return self._grouped(agrees.mean(dim=-1))
+        return torch.where(rows.there.unsqueeze(1), self._grouped(agrees.mean(dim=-1)), torch.nan)
 
     def _sensitivity(self, trainer: Trainer, pl_module: LightningModule, neurons: Neurons, sets: Tensor) -> Tensor:
+        found = torch.full((len(sets), 1 + len(SETS)), torch.nan, dtype=torch.float64, device=sets.device)
+        if not self.sensitive_rows:
+            return found
+        # By member: it does not matter which other members a process has.
+        without = torch.ones_like(sets[:, 0, 0])
+        for split in ("held_out", "train"):
+            rows = self._rows(trainer, pl_module, split)
+            if rows is not None and bool((without & rows.there).any()):
+                theirs = (without & rows.there).unsqueeze(1)
+                found = torch.where(theirs, self._sensitivity_on(rows, neurons, sets), found)
+                without &= ~rows.there
+        return found
+
+    def _sensitivity_on(self, rows: _Rows, neurons: Neurons, sets: Tensor) -> Tensor:
+        """Return sensitivity on the first rows of a split, ``(E, network)``, NaN for a member whose are no bits."""
         undefined = torch.full((len(sets), 1 + len(SETS)), torch.nan, dtype=torch.float64, device=sets.device)
-        rows = self._rows(trainer, pl_module, "held_out") or self._rows(trainer, pl_module, "train")
-        if rows is None or not self.sensitive_rows:
+        few = (*[slice(None)] * (rows.targets.ndim - 1), slice(self.sensitive_rows))
+        inputs = rows.inputs[few]
+        if inputs.ndim != rows.targets.ndim + 1:
             return undefined
-        inputs, targets = rows
-        few = (*[slice(None)] * (targets.ndim - 1), slice(self.sensitive_rows))
-        inputs = inputs[few]
-        if inputs.ndim != targets.ndim + 1 or not bool((inputs.abs() == 1).all()):
+        are_bits = (inputs.abs() == 1).flatten(-2).all(dim=-1).expand(len(sets))
+        if not bool(are_bits.any()):
             return undefined
         whole = torch.ones_like(sets[:, :1])
         everything = torch.cat([whole, sets], dim=1)
@@ -265,9 +289,10 @@ class SubnetworkComparison(Monitor):
             return neurons.predictions(flipped, flipped[..., 0], everything)
 
         found = average_sensitivity(predict, inputs)
-        return torch.cat([found[:, :1], self._grouped(found[:, 1:])], dim=1)
+        found = torch.cat([found[:, :1], self._grouped(found[:, 1:])], dim=1)
+        return torch.where(are_bits.unsqueeze(1), found, undefined)
 
-    def _rows(self, trainer: Trainer, pl_module: LightningModule, split: Split) -> tuple[Tensor, Tensor] | None:
+    def _rows(self, trainer: Trainer, pl_module: LightningModule, split: Split) -> _Rows | None:
         """Return the rows of a split, read once; ``None`` where there are none."""
         if split not in self._read:
             try:
@@ -280,14 +305,13 @@ class SubnetworkComparison(Monitor):
                 self._read[split] = None
         return self._read[split]
 
-    def _fetch(
-        self, trainer: Trainer, pl_module: LightningModule, split: Split, limit: int | None
-    ) -> tuple[Tensor, Tensor] | None:
+    def _fetch(self, trainer: Trainer, pl_module: LightningModule, split: Split, limit: int | None) -> _Rows | None:
         known = self.rows is not None or isinstance(getattr(trainer, "datamodule", None), HasRows)
         if split == "held_out" and not known and (trainer.val_dataloaders is None or trainer.val_dataloaders == []):
             return None
         inputs, targets = rows_of(trainer, pl_module, split, self.rows, limit)
-        return (inputs, targets) if targets.shape[-1] else None
+        there = members_with_rows(trainer, pl_module, split, self.rows)
+        return _Rows(inputs, targets, there) if targets.shape[-1] else None
 
     @override
     def record(self) -> dict[str, named_array]:

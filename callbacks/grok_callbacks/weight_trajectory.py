@@ -7,6 +7,7 @@ from uuid import uuid4
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from typing_extensions import override
@@ -52,9 +53,15 @@ class WeightTrajectory(Monitor):
         self._run = ""
         self._dry = True
 
-    def snapshots(self, others: Mapping[int, Mapping[str, Tensor]] | None = None) -> Snapshots:
-        """Return the weights that this training has kept; with ``others`` of further steps, in memory."""
-        return Snapshots(self._into, others, steps=set() if self._dry else set(self._steps), run=self._run)
+    def snapshots(
+        self, others: Mapping[int, Mapping[str, Tensor]] | None = None, strategy: Strategy | None = None
+    ) -> Snapshots:
+        """Return the weights that this training has kept; with ``others`` of further steps, in memory.
+
+        With a ``strategy`` every process has to ask, and the first reads for all (:class:`Snapshots`).
+        """
+        steps = set() if self._dry else set(self._steps)
+        return Snapshots(self._into, others, steps, self._run, strategy)
 
     @override
     def forget(self) -> None:
@@ -79,7 +86,8 @@ class WeightTrajectory(Monitor):
         if trainer.is_global_zero and not self._dry:
             remove_leftovers(self._into)
             remove_snapshots(self._into, after=trainer.global_step or -1)
-        if lost := set(self._steps) - set(self.snapshots()):
+        # The files are on the first process's disk, which others need not see.
+        if trainer.is_global_zero and (lost := set(self._steps) - set(self.snapshots())):
             rank_zero_warn(
                 f"{self._into} has no weights of {len(lost)} earlier steps, up to step {max(lost)}: this run does not "
                 "go on in its own directory, and looking back will pass over them"

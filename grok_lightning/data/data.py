@@ -125,13 +125,16 @@ class GrokData(LightningDataModule, ABC):
         Labels that are random by intention are as they are trained on.
 
         Where members differ in their number of rows, N is the largest, of any process, and the rows of the others begin
-        anew.
+        anew. A member that has none has padding.
         """
         table = self._table(split)
         targets = table.targets if table.true_targets is None else table.true_targets
         longest = self.most_rows(split)
-        if not targets.shape[1] or (table.weights is None and targets.shape[1] == longest):
+        if table.weights is None and targets.shape[1] == longest:
             return table.inputs, targets
+        if not targets.shape[1]:  # of this process no member has any
+            rest = table.inputs.shape[2:]
+            return table.inputs.new_zeros(len(targets), longest, *rest), targets.new_ones(len(targets), longest)
         real = torch.ones_like(targets, dtype=torch.bool) if table.weights is None else table.weights > 0
         sizes = real.sum(dim=1, keepdim=True).clamp(min=1)
         rows = torch.arange(longest, device=targets.device) % sizes

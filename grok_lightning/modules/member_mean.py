@@ -47,12 +47,11 @@ class MemberMean(Metric):
         # Casting a module casts these too, past torchmetrics' own guard: in bfloat16 256 + 1 is 256.
         self.total, self.count = self.total.double(), self.count.double()
         values = values.double()
-        if mask is None:
-            self.total[members] += values.sum(dim=1)
-            self.count[members] += values.shape[1]
-        else:
-            self.total[members] += torch.where(mask, values, 0).sum(dim=1)
-            self.count[members] += mask.sum(dim=1)
+        mask = torch.ones_like(values, dtype=torch.bool) if mask is None else mask
+        # Copies: a validation of its own leaves tensors of inference mode, which training may not write to.
+        self.total, self.count = self.total.clone(), self.count.clone()
+        self.total[members] += torch.where(mask, values, 0).sum(dim=1)
+        self.count[members] += mask.sum(dim=1)
 
     @override
     def compute(self) -> Tensor:

@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from typing_extensions import override
 
 from grok_callbacks import Intervention, callbacks_of
+from grok_callbacks.members import own_members as of_own_members
 from grok_callbacks.snapshots import state_of
 from grok_lightning.batch import Batch
 from grok_lightning.losses import Loss, check_labels, correct, get_loss
@@ -186,9 +187,7 @@ class GrokModule(LightningModule, ABC):
                 f"the network has {network.n_members} of {self.n_members_in_all} members, from another Trainer; "
                 f"this one is to have {self.n_members}: load a checkpoint into a new module"
             )
-        own = network.like(self.n_members).to(next(network.parameters()))
-        own.load_state_dict({name: value[self.own_members] for name, value in network.state_dict().items()})
-        return own
+        return network.with_state({name: value[self.own_members] for name, value in network.state_dict().items()})
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return logits ``(E, B, C)`` for inputs ``(E, B, ...)`` or ``(B, ...)``; for a plain network the latter."""
@@ -213,10 +212,7 @@ class GrokModule(LightningModule, ABC):
         """Have the networks of all members, on the CPU, where they were spread over processes; ask in every process."""
         if not isinstance(self.network, Network) or self.n_members == self.n_members_in_all:
             return
-        state = self.gather_members(self.network.state_dict())
-        network = self.network.like(self.n_members_in_all).to(device="cpu", dtype=next(self.network.parameters()).dtype)
-        network.load_state_dict(state)
-        self.network = network
+        self.network = self.network.with_state(self.gather_members(self.network.state_dict()))
         self._own = range(self.n_members_in_all)
 
     def member(self, index: int) -> Network:
@@ -280,9 +276,7 @@ class GrokModule(LightningModule, ABC):
         initial = read_warm_start(self.warm_start, self.members)
         live = {name: value for name, value in state_of(self).items() if name.startswith("network.")}
         theirs = {
-            name: value[self.own_members] if value.ndim else value
-            for name, value in initial.weights.items()
-            if name.startswith("network.")
+            name: of_own_members(self, value) for name, value in initial.weights.items() if name.startswith("network.")
         }
         for name in sorted({*live, *theirs}):
             shapes = [None if name not in state else tuple(state[name].shape) for state in (live, theirs)]

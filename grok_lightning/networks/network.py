@@ -1,6 +1,7 @@
 """The contract of a network with members."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Self
 
 from torch import Tensor, nn
@@ -68,10 +69,27 @@ class Network(nn.Module, ABC):
         if not -self.n_members <= index < self.n_members:
             raise IndexError(f"member {index} of a population of {self.n_members}")
         index %= self.n_members
-        one = self.like(1)
-        one.to(next(self.parameters()))
-        one.load_state_dict({name: value[index : index + 1] for name, value in self.state_dict().items()})
-        return one
+        return self.with_state({name: value[index : index + 1] for name, value in self.state_dict().items()})
+
+    def with_state(self, state: Mapping[str, Tensor]) -> Self:
+        """Return a network of the same shape for the members that a state is of, a copy.
+
+        Which parameters are trained, train/eval modes and precision are those of this network.
+
+        Args:
+            state: What ``state_dict()`` would give, ``(e, ...)`` each, on the device where the network is to be.
+
+        """
+        first = next(iter(state.values()))
+        other = self.like(len(first)).to(device=first.device, dtype=next(self.parameters()).dtype)
+        other.load_state_dict(state)
+        trained = {name: parameter.requires_grad for name, parameter in self.named_parameters()}
+        for name, parameter in other.named_parameters():
+            parameter.requires_grad_(trained[name])
+        modes = {name: module.training for name, module in self.named_modules()}
+        for name, module in other.named_modules():
+            module.training = modes[name]
+        return other
 
     def logits(self, inputs: Tensor) -> Tensor:
         """Return the logits ``(B, C)`` of a network of one member, for scripts that know no member axis.

@@ -7,7 +7,7 @@ from lightning.pytorch.plugins.precision import DoublePrecision, Precision
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from grok_callbacks.protocols import HasRows
-from grok_callbacks.rows import rows_of
+from grok_callbacks.rows import members_with_rows, rows_of
 from grok_lightning.data import TableData
 from grok_lightning.tasks import SparseParity
 
@@ -70,6 +70,31 @@ def test_our_tables_hand_out_their_rows_by_protocol():
         expected = data.rows(split)
         assert torch.equal(inputs, expected[0])
         assert torch.equal(targets, expected[1])
+
+
+def members_with(trainer, split, function=None):
+    return members_with_rows(trainer, WithMembers(), split, function).tolist()
+
+
+def test_which_members_have_rows_of_a_split():
+    def trainer(*shares):
+        return trainer_with(
+            datamodule=TableData(SparseParity(4, 2), members={"seed": [0, 1], "train_fraction": shares})
+        )
+
+    for shares, expected in [((0.5, 0.75), [True, True]), ((1.0, 0.5), [False, True]), ((1.0, 1.0), [False, False])]:
+        assert members_with(trainer(*shares), "held_out") == expected
+        assert members_with(trainer(*shares), "train") == [True, True]
+    assert members_with(trainer(1.0, 0.5), "held_out", "their_rows.rows") == [True, True]
+    assert members_with(trainer_with(val_dataloaders=DataLoader(pairs(2))), "held_out") == [True, True]
+
+
+def test_rows_that_were_removed_are_held_out():
+    data = TableData(SparseParity(4, 2), train_fraction=1.0, members={"seed": [0, 1]})
+    data.prepare_to_shrink()
+    assert members_with(trainer_with(datamodule=data), "held_out") == [False, False]
+    data.keep_rows([None, torch.arange(3)], [-1, -1])
+    assert members_with(trainer_with(datamodule=data), "held_out") == [False, True]
 
 
 def test_a_limit_is_a_number_of_rows_of_every_member():

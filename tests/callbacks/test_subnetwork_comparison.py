@@ -93,7 +93,7 @@ def masks(monitor):
 
 
 def check_arrays(monitor, networks, rows, sensitive=None):
-    """Compare all arrays; ``networks[step][member]``, ``rows[split][member]`` of inputs."""
+    """Compare with ``networks[step][member]``, ``rows[split][member]`` of inputs; ``None`` where there are none."""
     assert monitor.steps.tolist() == sorted(networks)
     history = {name: values.numpy() for name, values in monitor.history.items()}
     sets = masks(monitor)
@@ -107,12 +107,12 @@ def check_arrays(monitor, networks, rows, sensitive=None):
             assert history["norm"][t, e].tolist() == pytest.approx(grouped(network.mean_norm), rel=1e-5, nan_ok=True)
             assert history["overlap"][t, e] == network.overlap(generalizing, monitor.top)
             for s, split in enumerate(("train", "held_out")):
-                if rows[split] is None:
+                if rows[split] is None or rows[split][e] is None:
                     assert np.isnan(history["agreement"][t, e, s]).all()
                 else:
                     expected = grouped(lambda kept, x=rows[split][e], n=network: n.agreement(x, kept))
                     assert history["agreement"][t, e, s].tolist() == pytest.approx(expected, rel=1e-12)
-            if sensitive is None:
+            if sensitive is None or sensitive[e] is None:
                 assert np.isnan(history["sensitivity"][t, e]).all()
             else:
                 x = sensitive[e]
@@ -142,9 +142,12 @@ def comparison(**options):
 def fit_ours(make_trainer, tmp_path):
     """Two members, 60 steps; weights kept every 20."""
 
-    def run(*monitors, held_out=20, width=12, ckpt_path=None, directory=None, every=20, **options):
-        data = TableData(SparseParity(8, 2), train_size=30, n_held_out=held_out, batch_size=10, members=MEMBERS)
-        module = MLP(8, 1, hidden=[width], members=MEMBERS)
+    def run(
+        *monitors, held_out=20, width=12, ckpt_path=None, directory=None, every=20, members=MEMBERS, n=8, **options
+    ):
+        size = None if "train_fraction" in members else 30
+        data = TableData(SparseParity(n, 2), train_size=size, n_held_out=held_out, batch_size=10, members=members)
+        module = MLP(n, 1, hidden=[width], members=members)
         trajectory = WeightTrajectory(EveryNSteps(every), directory or tmp_path / "w")
         callbacks = [trajectory, *monitors]
         trainer = make_trainer(**({"max_steps": 60, "max_epochs": -1, "callbacks": callbacks} | options))
@@ -368,6 +371,39 @@ def test_without_held_out_rows_agreement_there_is_nan(fit_ours, tmp_path):
     # Sensitivity is then that on training rows.
     inputs = data.rows("train")[0]
     check_arrays(monitor, networks_of(read(tmp_path / "w")), {"train": inputs, "held_out": None}, inputs[:, :7])
+
+
+@pytest.mark.parametrize("shares", [[1.0, 0.5], [0.5, 1.0]])
+def test_a_member_without_held_out_rows_beside_one_with_them(fit_ours, tmp_path, shares):
+    """Its agreement there is nobody's; its sensitivity is that on its training rows, as it would be alone."""
+    monitor = comparison()
+    _, _, data = fit_ours(monitor, members=MEMBERS | {"train_fraction": shares}, n=5)
+    inputs, held_out = data.rows("train")[0], list(data.rows("held_out")[0])
+    whole = shares.index(1.0)
+    held_out[whole] = None
+    sensitive = [(inputs[e] if e == whole else held_out[e])[:7] for e in (0, 1)]
+    check_arrays(monitor, networks_of(read(tmp_path / "w")), {"train": inputs, "held_out": held_out}, sensitive)
+
+
+def test_sensitivity_of_a_member_needs_its_own_bits_alone(fit_ours, tmp_path, monkeypatch):
+    (tmp_path / "member_bits.py").write_text(
+        "import torch\n"
+        "def rows(trainer, pl_module, split):\n"
+        "    seed = {'train': 5, 'held_out': 6}[split]\n"
+        "    x = torch.randint(2, (2, 9, 8), generator=torch.Generator().manual_seed(seed)) * 2.0 - 1\n"
+        "    if split == 'held_out':\n"
+        "        x[0, 3, 2] = 0\n"
+        "    return x, x[..., 0] * x[..., 1]\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monitor = comparison(rows="member_bits.rows")
+    fit_ours(monitor)
+    x, held_out = (
+        torch.randint(2, (2, 9, 8), generator=torch.Generator().manual_seed(seed)) * 2.0 - 1 for seed in (5, 6)
+    )
+    held_out[0, 3, 2] = 0
+    sensitive = [None, held_out[1, :7]]
+    check_arrays(monitor, networks_of(read(tmp_path / "w")), {"train": x, "held_out": held_out}, sensitive)
 
 
 def test_sensitivity_may_be_switched_off(fit_ours, tmp_path):

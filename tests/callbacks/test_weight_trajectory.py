@@ -8,7 +8,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 
@@ -149,6 +149,50 @@ def test_weights_in_memory_stand_beside_those_in_files_and_in_place_of_them(tmp_
         (12345678901234, 3),
     ]
     assert len(Snapshots(tmp_path / "nowhere")) == 0
+
+
+class First:
+    """What snapshots ask of the strategy in the first of several processes; ``sent`` is what it has told the others."""
+
+    is_global_zero = True
+
+    def __init__(self):
+        self.sent = []
+
+    def broadcast(self, found):
+        self.sent.append(found)
+        return found
+
+
+class Other(First):
+    """The same of another process, which comes later."""
+
+    is_global_zero = False
+
+    def __init__(self, first):
+        self.first = first
+
+    def broadcast(self, found):
+        return self.first.sent.pop(0)
+
+
+def test_of_several_processes_the_first_reads_for_all(tmp_path, monkeypatch):
+    for step in (3, 4, 5, 6):
+        write_snapshot(tmp_path / "w", step, {"a": torch.tensor(float(step))})
+    file_of(tmp_path / "w", 4).write_bytes(b"no zip")
+    last = {9: {"a": torch.tensor(9.0)}}
+    first = Snapshots(tmp_path / "w", last, steps={3, 4, 5, 7}, strategy=First())
+    found = {step: float(first[step]["a"]) for step in (3, 5, 9)}
+    monkeypatch.setattr("grok_callbacks.snapshots._files", lambda _: pytest.fail("looked for files"))
+    other = Snapshots(tmp_path / "w", last, steps={3, 4, 5, 7}, strategy=Other(first._strategy))
+    assert list(first) == list(other) == [3, 4, 5, 9]
+    assert {step: float(other[step]["a"]) for step in (3, 5, 9)} == found == {3: 3.0, 5: 5.0, 9: 9.0}
+    for snapshots in (first, other):
+        with pytest.raises(ValueError, match=r"step_0000000004\.pt cannot be read as weights of a step"):
+            snapshots[4]
+        with pytest.raises(KeyError):
+            snapshots[7]
+    assert first._strategy.sent == []
 
 
 @pytest.mark.parametrize("damage", [b"", b"no zip", None], ids=["empty", "text", "cut off"])
@@ -632,3 +676,10 @@ def test_a_run_that_goes_on_elsewhere_says_what_it_has_lost(fit, tmp_path):
     trainer.save_checkpoint(tmp_path / "one.ckpt")
     with pytest.warns(UserWarning, match="has no weights of 4 earlier steps, up to step 3"):
         fit(WeightTrajectory(EveryNSteps(1), tmp_path / "elsewhere"), ckpt_path=tmp_path / "one.ckpt")
+
+
+def test_processes_that_see_another_disk_have_lost_nothing(fit, tmp_path, monkeypatch):
+    trainer = fit(WeightTrajectory(EveryNSteps(1), tmp_path / "w"), max_epochs=1)
+    trainer.save_checkpoint(tmp_path / "one.ckpt")
+    monkeypatch.setattr(Trainer, "is_global_zero", False)
+    fit(WeightTrajectory(EveryNSteps(1), tmp_path / "elsewhere"), ckpt_path=tmp_path / "one.ckpt")

@@ -478,14 +478,21 @@ def test_a_process_has_all_rows_of_its_members_and_no_others(rank):
     assert {len(batch.targets) for batch in found} == {len(own)}
 
 
+WHOLE = {"seed": [0, 1, 2], "train_fraction": [0.5, 1.0, 0.75]}
+"""The second process has a member alone that has no held-out rows."""
+
+
+@pytest.mark.parametrize("members", [MANY, WHOLE], ids=["sizes", "no held-out rows"])
 @pytest.mark.parametrize("rank", [0, 1])
-def test_rows_for_monitors_are_as_many_in_every_process(rank):
-    together, table = data(members=MANY), data(members=MANY)
+def test_rows_for_monitors_are_as_many_in_every_process(rank, members):
+    size = 40 if "train_size" in members else None
+    together, table = (data(n=6, train_size=size, members=members) for _ in range(2))
     table.trainer = spread(rank)
     for split in ("train", "held_out"):
         assert table.most_rows(split) == together.rows(split)[1].shape[1]
         for found, expected in zip(table.rows(split), together.rows(split), strict=True):
             assert torch.equal(found, expected[rank::2])
+            assert found.dtype == expected.dtype
 
 
 @pytest.mark.parametrize("rank", [0, 1])

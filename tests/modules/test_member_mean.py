@@ -140,3 +140,13 @@ def test_processes_that_see_some_members_each_add_up_to_the_whole():
 def test_values_of_another_number_of_members_than_said_are_refused():
     with pytest.raises(ValueError, match=r"with E = 2, got \(3, 5\)"):
         MemberMean(3).update(torch.zeros(3, 5), members=slice(0, 3, 2))
+
+
+def test_it_goes_on_after_inference_mode():
+    """In which a validation of its own, outside of training, leaves its tensors."""
+    metric = MemberMean(2)
+    with torch.inference_mode():
+        metric.update(torch.ones(2, 3))
+        metric.reset()
+    metric.update(torch.ones(2, 3))
+    assert metric.compute().tolist() == [1.0, 1.0]

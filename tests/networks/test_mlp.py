@@ -138,6 +138,28 @@ def test_a_member_is_a_copy():
     assert torch.equal(population.output.weight, before)
 
 
+def test_a_member_is_trained_as_the_population_is():
+    population = network().double()
+    population.hidden[1].weight.requires_grad_(False)
+    population.hidden[0].eval()
+    one, two = population.member(1), population.with_state({n: p[1:] for n, p in population.state_dict().items()})
+    for made in (one, two):
+        frozen = {name for name, parameter in made.named_parameters() if not parameter.requires_grad}
+        assert frozen == {"hidden.1.weight"}
+        assert {name for name, module in made.named_modules() if not module.training} == {"hidden.0"}
+    assert two.n_members == 2
+    for name, value in population.state_dict().items():
+        assert torch.equal(one.state_dict()[name], value[1:2])
+        assert torch.equal(two.state_dict()[name], value[1:])
+        assert two.state_dict()[name].dtype == value.dtype
+    # A copy, and no tie to the population.
+    assert population.hidden[0].weight.requires_grad
+    two.requires_grad_(False)
+    two.train()
+    assert population.hidden[0].weight.requires_grad
+    assert not population.hidden[0].training
+
+
 @pytest.mark.parametrize("index", [3, -4])
 def test_a_member_that_is_not_there_is_refused(index):
     with pytest.raises(IndexError, match=f"member {index} of a population of 3"):
