@@ -312,14 +312,16 @@ class GrokCLI(LightningCLI):
         return [*defaults, Recorder(directory, self._experiment, margins), MemoryEstimate(), Summary()]
 
     def _lacks_its_end(self) -> bool:
-        """Return whether the run that is gone on with was never ended, as far as its record tells."""
+        """Return whether a run may be without its end, or has it at this very step: where going on loses nothing."""
         resumed = self._resumed_run()
         if resumed is None:
             return False
         try:
-            return bool(read_record(resumed / RECORD).attrs.get("status") != "finished")
+            attributes = read_record(resumed / RECORD).attrs
         except OSError:
             return True
+        step = step_of_checkpoint(Path(self.config[self.subcommand].ckpt_path))
+        return bool(attributes.get("status") != "finished" or attributes.get("last_step", step) <= step)
 
     def _margins(self) -> Margins | None:
         given = self.config[self.subcommand].margins
