@@ -156,7 +156,7 @@ def weights_of(pl_module: LightningModule, weights: Mapping[str, Tensor]) -> Ite
 
     """
     live = state_of(pl_module)
-    theirs = {name: own_members(pl_module, value) if value.ndim else value for name, value in weights.items()}
+    theirs = {name: own_members(pl_module, value) for name, value in weights.items()}
     for name, value in live.items():
         if name not in theirs or theirs[name].shape != value.shape:
             found = tuple(theirs[name].shape) if name in theirs else "nothing"
