@@ -93,6 +93,10 @@ class Never:
 
 SCIENCE = tuple(f"grok_lightning.{name}" for name in ("tasks", "networks", "population", "losses", "batch", "optim"))
 PAGES = ("grok_lightning.figures", "grok_lightning.report")
+THEORY = (
+    "grok_lightning.theory",
+    *(f"grok_lightning.theory.{file.stem}" for file in sorted((ROOT / "grok_lightning" / "theory").glob("[a-z]*.py"))),
+)
 
 RULES = {
     "callbacks need torch and lightning": Only(("grok_callbacks",), ("torch", "lightning", "typing_extensions")),
@@ -125,6 +129,25 @@ RULES = {
             "grok_lightning.records",
         ),
         ("grok_lightning.sweeps",),
+    ),
+    "theory is tables, networks and figures": Only(
+        ("grok_lightning.theory",),
+        (
+            "numpy",
+            "scipy",
+            "torch",
+            "matplotlib",
+            "rich",
+            "grok_callbacks.files",
+            "grok_callbacks.functional",
+            "grok_lightning.figures",
+            "grok_lightning.networks",
+        ),
+    ),
+    "nothing needs the theory": Never(
+        ("grok_lightning", "grok_callbacks"),
+        ("grok_lightning.theory",),
+        exempt=("grok_lightning", "grok_lightning.__main__", "grok_lightning.cli", *THEORY),
     ),
     "strategies know members and modules": Only(
         ("grok_lightning.strategies",),
@@ -204,6 +227,10 @@ PLANTED = [
     ("what trains and records knows no sweeps", "grok_callbacks.curves", "import grok_lightning.sweeps.reading"),
     ("what trains and records knows no sweeps", "grok_lightning.data.table", "from ..sweeps import read_sweep"),
     ("callbacks need torch and lightning", "grok_callbacks.members", "from grok_lightning.modules import GrokModule"),
+    ("theory is tables, networks and figures", "grok_lightning.theory.claims", "from lightning.pytorch import Trainer"),
+    ("theory is tables, networks and figures", "grok_lightning.theory", "from grok_lightning.modules import MLP"),
+    ("nothing needs the theory", "grok_lightning.report", "from grok_lightning.theory import CLAIMS"),
+    ("nothing needs the theory", "grok_callbacks.neurons", "import grok_lightning.theory.claims"),
     ("strategies know members and modules", "grok_lightning.strategies", "from grok_lightning.data import TableData"),
     ("strategies know members and modules", "grok_lightning.strategies", "from grok_callbacks import Monitor"),
     ("strategies know members and modules", "grok_lightning.strategies", "from .runs import open_run"),

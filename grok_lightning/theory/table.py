@@ -1,0 +1,75 @@
+"""The claims as tables in the terminal, and their figures as files."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from grok_callbacks.files import replacing
+from grok_lightning.theory.claims import Claim, Line
+
+__all__ = ["check_claims"]
+
+DPI = 150
+
+
+def check_claims(claims: Sequence[Claim], directory: Path, statements: bool, console: Console | None = None) -> bool:
+    """Check claims, printing the table of each once it is known, and write their figures.
+
+    Args:
+        claims: Which.
+        directory: Where figures go, as ``<figure>.png``; made when there is one to be written.
+        statements: Whether each claim's statement, hypotheses and source are printed too.
+        console: Where to print; the terminal's standard output if ``None``.
+
+    Returns:
+        Whether every line holds.
+
+    Raises:
+        OSError: If a figure cannot be written.
+
+    """
+    console = Console() if console is None else console
+    lines: list[Line] = []
+    for claim in claims:
+        own = claim.check(0)
+        lines += own
+        console.print(Text(f"{claim.name}: {claim.title}", style="bold"))
+        if statements:
+            paragraphs = claim.statement.split("\n\n")[1:]
+            console.print(Text("\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)))
+        console.print(_table(own))
+        for name, draw in claim.figures.items():
+            console.print(Text(str(_write(draw(), directory / f"{name}.png"))), soft_wrap=True)
+        console.print()
+    n_wrong = sum(not line.holds for line in lines)
+    said = f"all {len(lines)} lines hold" if not n_wrong else f"{n_wrong} of {len(lines)} lines do NOT hold"
+    console.print(said)
+    return not n_wrong
+
+
+def _table(lines: Sequence[Line]) -> Table:
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("claim", overflow="fold")
+    for name in ("predicted", "computed", "error"):
+        table.add_column(name, justify="right", overflow="fold")
+    table.add_column("holds")
+    for line in lines:
+        cells = [line.what, _number(line.predicted), _number(line.computed), f"{line.error:.1g}"]
+        table.add_row(*map(Text, cells), "yes" if line.holds else Text("NO", style="bold red"))
+    return table
+
+
+def _number(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:.6g}"
+
+
+def _write(figure: Figure, path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as fresh:
+        figure.savefig(fresh, format="png", dpi=DPI)
+    return path
