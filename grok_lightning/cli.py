@@ -601,7 +601,7 @@ def _theory(argv: Sequence[str]) -> None:
     try:
         held = check_claims(chosen, Path(RUNS) / THEORY, statements=bool(argv))
     except OSError as error:
-        raise UserError(f"theory: {error}") from error
+        raise UserError(f"theory: cannot write {error.filename}: {error.strerror}") from error
     if not held:
         raise SystemExit(1)
 

@@ -40,7 +40,7 @@ class Line:
     @classmethod
     def equal(cls, what: str, predicted: float, computed: float, allowed: float) -> Self:
         """Return the line of two numbers that are to be the same to within ``allowed``."""
-        return cls(what, float(predicted), float(computed), abs(float(predicted) - float(computed)), allowed)
+        return cls.same(what, predicted, computed, allowed)
 
     @classmethod
     def same(cls, what: str, predicted: ArrayLike, computed: ArrayLike, allowed: float) -> Self:
@@ -61,7 +61,8 @@ class Line:
         left, right = np.asarray(predicted, dtype=np.float64), np.asarray(computed, dtype=np.float64)
         if left.shape != right.shape or not left.size:
             raise ValueError(f"{what}: expected as many numbers, at least one, got {left.shape} and {right.shape}")
-        distance = np.abs(left - right).ravel()
+        with np.errstate(invalid="ignore"):
+            distance = np.abs(left - right).ravel()
         worst = int(np.argmax(distance))  # the first NaN, if there is any
         return cls(what, float(left.ravel()[worst]), float(right.ravel()[worst]), float(distance[worst]), allowed)
 

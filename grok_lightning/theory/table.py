@@ -69,7 +69,6 @@ def _number(value: float | str) -> str:
 
 
 def _write(figure: Figure, path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as fresh:
         figure.savefig(fresh, format="png", dpi=DPI)
     return path
