@@ -25,6 +25,8 @@ from grok_lightning.figures.curves import (
     last_accuracy,
     onset_sentences,
 )
+from grok_lightning.figures.parity_circuits import HOW_TO_READ as HOW_TO_READ_CIRCUITS
+from grok_lightning.figures.parity_circuits import circuits_table, found_parity_circuits
 from grok_lightning.figures.reading import (
     RUN,
     Clock,
@@ -62,6 +64,7 @@ OUTCOMES = (
 )
 """Columns of the table of members, after their coordinates."""
 
+CIRCUITS_TITLE = "Which circuit computes the parity"
 SWEEP_TITLE = "Two predictions about the size of the training set"
 
 STYLE = """
@@ -113,7 +116,7 @@ def write_report(record: xr.DataTree, directory: str | os.PathLike[str]) -> Path
         OSError: If the directory cannot be written to.
     """
     title = str(record.attrs.get("experiment", "")) or "run"
-    before = _summary(record) + _sweep_section(record) + _members_table({title: record})
+    before = _summary(record) + _sweep_section(record) + _members_table({title: record}) + _circuits_section(record)
     return _write_page(record, Path(directory), title, before, _more(record))
 
 
@@ -138,7 +141,7 @@ def write_comparison(
     """
     verdicts = "\n".join(f"<h2>{escape(label)}</h2>\n{_summary(record)}" for label, record in records.items())
     more = "\n".join(_more(record, f" of {label}") for label, record in records.items())
-    before = f"{verdicts}\n{_sweep_section(joined)}{_members_table(records)}"
+    before = f"{verdicts}\n{_sweep_section(joined)}{_members_table(records)}{_circuits_section(joined)}"
     return _write_page(joined, Path(directory), " + ".join(records), before, more)
 
 
@@ -265,6 +268,20 @@ def _members_table(records: Mapping[str, xr.DataTree]) -> str:
     content = f"{_table(table, 'members')}{text}"
     n = sum(sizes.values())
     return f"<h2>Members</h2>\n{_details(f'All {n} members', content) if n > MANY_MEMBERS else content}"
+
+
+def _circuits_section(record: xr.DataTree) -> str:
+    """Which circuit each member computes a parity with; empty where nobody looked."""
+    table = circuits_table(record)
+    if not table:
+        return ""
+    n = len(table["member"])
+    content = _table(table, "circuits")
+    return (
+        f"<h2>{CIRCUITS_TITLE}</h2>\n<p>{escape(found_parity_circuits(record))}</p>\n"
+        f"{_details(f'All {n} members', content) if n > MANY_MEMBERS else content}\n"
+        f'<p class="quiet">{escape(HOW_TO_READ_CIRCUITS)}</p>\n'
+    )
 
 
 def _member_columns(record: xr.DataTree) -> dict[str, list[str]]:

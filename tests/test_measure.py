@@ -24,6 +24,7 @@ from grok_callbacks import (
     NeuronNormTracker,
     Onset,
     ParameterNorm,
+    ParityCircuits,
     ShrinkAccuracy,
     SparseSubnetworkExtractor,
     SubnetworkComparison,
@@ -54,6 +55,8 @@ trainer:
       init_args: {layer: network.hidden.0, weights: product, next_layer: network.output, schedule: EVERY}
     - {class_path: SubnetworkComparison, init_args: {layer: network.hidden.0, next_layer: network.output}}
     - class_path: SparseSubnetworkExtractor
+      init_args: {layer: network.hidden.0, next_layer: network.output, schedule: EVERY}
+    - class_path: ParityCircuits
       init_args: {layer: network.hidden.0, next_layer: network.output, schedule: EVERY}
     - {class_path: Onset, init_args: {memorised_above: 0.6, generalised_from: 0.4, dwell: 4}}
     - {class_path: ParameterNorm, init_args: {schedule: EVERY}}
@@ -101,6 +104,7 @@ MONITORS = {
     NeuronNormTracker: lambda: NeuronNormTracker(LAYERS[0], "product", LAYERS[1]),
     Onset: lambda: Onset(memorised_above=0.6, generalised_from=0.4, dwell=4),
     ParameterNorm: ParameterNorm,
+    ParityCircuits: lambda: ParityCircuits(*LAYERS),
     ShrinkAccuracy: ShrinkAccuracy,
     SparseSubnetworkExtractor: lambda: SparseSubnetworkExtractor(*LAYERS),
     SubnetworkComparison: lambda: SubnetworkComparison(*LAYERS),

@@ -9,6 +9,7 @@ from .monitor import Monitor, callbacks_of
 from .neuron_norms import NeuronNormTracker
 from .onset import Onset, StopAfterOnset
 from .parameter_norm import ParameterNorm
+from .parity_circuits import ParityCircuits
 from .replay import Replay
 from .schedule import AtEnd, EveryNSteps, EveryValidation, LogSpaced, Schedule
 from .shrink_accuracy import ShrinkAccuracy
@@ -31,6 +32,7 @@ __all__ = [
     "NeuronNormTracker",
     "Onset",
     "ParameterNorm",
+    "ParityCircuits",
     "Replay",
     "Schedule",
     "ShrinkAccuracy",

@@ -14,6 +14,8 @@ __all__ = [
     "HasParts",
     "HasRows",
     "HasRowsVersion",
+    "HasSecret",
+    "HasTasks",
     "SpreadsMembers",
 ]
 
@@ -87,6 +89,26 @@ class HasRowsVersion(Protocol):
     @property
     def rows_version(self) -> int:
         """A number that is another when ``rows`` gives others than before."""
+
+
+@runtime_checkable
+class HasTasks(Protocol):
+    """A data module that knows what each of its members is to learn."""
+
+    def task_of(self, member: int) -> object:
+        """Return the task of a member of the whole population."""
+
+
+@runtime_checkable
+class HasSecret(Protocol):
+    """A task that depends on some positions of a row alone.
+
+    Attributes:
+        secret: The positions, ``(k,)``, int64.
+
+    """
+
+    secret: Tensor
 
 
 @runtime_checkable

@@ -2,7 +2,7 @@
 
 import importlib
 from collections.abc import Callable
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, final, runtime_checkable
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 from .members import n_members_here
 from .protocols import HasMembers, HasParts, HasRows, HasRowsVersion
 
-__all__ = ["KeptRows", "Split", "members_with_rows", "parts_of", "rows_of", "rows_version"]
+__all__ = ["KeptRows", "Split", "TrainingRows", "members_with_rows", "parts_of", "rows_of", "rows_version"]
 
 Split = Literal["train", "held_out"]
 
@@ -30,6 +30,42 @@ class KeptRows(Subset[Any]):
     def __init__(self, dataset: Dataset[Any], kept: Tensor, since: int) -> None:
         super().__init__(dataset, kept.tolist())
         self.since = since
+
+
+@final
+class TrainingRows:
+    """The rows trained on, read once, and anew only when training goes on with others.
+
+    A dataset may be slow, or give a row another look every time.
+
+    Args:
+        function: Import path of ``(trainer, pl_module, split) -> (inputs, targets)``; see :func:`rows_of`.
+        limit: Largest number of rows of a member; all of them if ``None``.
+
+    Raises:
+        ValueError: If ``limit`` is below 1.
+
+    """
+
+    def __init__(self, function: str | None, limit: int | None) -> None:
+        if limit is not None and limit < 1:
+            raise ValueError(f"limit: expected at least 1 row, got {limit}")
+        self._function = function
+        self._limit = limit
+        self._rows: tuple[Tensor, Tensor] | None = None
+        self._version = 0
+
+    def read(self, trainer: Trainer, pl_module: LightningModule) -> tuple[Tensor, Tensor, bool]:
+        """Return inputs and labels as :func:`rows_of` does, and whether none had been read before."""
+        version, first = rows_version(trainer), self._rows is None
+        if self._rows is None or version != self._version:
+            self._version = version
+            self._rows = rows_of(trainer, pl_module, "train", self._function, self._limit)
+        return *self._rows, first
+
+    def forget(self) -> None:
+        """Read them anew the next time."""
+        self._rows = None
 
 
 def rows_of(

@@ -11,7 +11,7 @@ from typing_extensions import override
 from .functional.sparse_subnetwork import in_top
 from .monitor import Monitor
 from .neurons import Neurons, tell_method, warn_of_misfits
-from .rows import rows_of, rows_version
+from .rows import TrainingRows
 from .schedule import LogSpaced, Schedule
 
 __all__ = ["Rule", "SparseSubnetworkExtractor", "check_rule"]
@@ -70,8 +70,6 @@ class SparseSubnetworkExtractor(Monitor):
     ) -> None:
         super().__init__(schedule, name)
         check_rule(rule)
-        if limit is not None and limit < 1:
-            raise ValueError(f"limit: expected at least 1 row, got {limit}")
         self.layer = layer
         self.next_layer = next_layer
         self.rule: Rule = rule
@@ -79,30 +77,24 @@ class SparseSubnetworkExtractor(Monitor):
         self.rows = rows
         self.limit = limit
         self._method = ""
-        self._rows: tuple[Tensor, Tensor] | None = None
-        self._version = 0
+        self._rows = TrainingRows(rows, limit)
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._neurons(pl_module)
-        self._rows = None
+        self._rows.forget()
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._rows = None
+        self._rows.forget()
 
     @override
     def measure(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Tensor]:
         pl_module.eval()
         neurons = self._neurons(pl_module)
-        version = rows_version(trainer)
-        if self._rows is None or version != self._version:
-            # Once: a dataset may be slow, or give a row another look every time.
-            first, self._version = self._rows is None, version
-            self._rows = rows_of(trainer, pl_module, "train", self.rows, self.limit)
-            if first:
-                warn_of_misfits(neurons, *self._rows)
-        inputs, targets = self._rows
+        inputs, targets, first = self._rows.read(trainer, pl_module)
+        if first:
+            warn_of_misfits(neurons, inputs, targets)
         sizes, order = neurons.sizes(inputs, targets)
         self._method = tell_method(neurons, self._method)
         return {"size": torch.stack(sizes, dim=-1), "active": in_top(order, sizes[RULES.index(self.rule)])}
@@ -110,7 +102,8 @@ class SparseSubnetworkExtractor(Monitor):
     @override
     def forget(self) -> None:
         super().forget()
-        self._method, self._rows = "", None
+        self._method = ""
+        self._rows.forget()
 
     @override
     def state_dict(self) -> dict[str, Any]:

@@ -4,15 +4,19 @@ import difflib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
+from torch.nn import functional as nnf
 
 from grok_lightning.imports import import_function
 from grok_lightning.tasks.task import Task
 
-__all__ = ["OPERATIONS", "ModularArithmetic", "Operation", "Rule"]
+__all__ = ["OPERATIONS", "Encoding", "ModularArithmetic", "Operation", "Rule"]
+
+Encoding = Literal["tokens", "one-hot"]
+ENCODINGS: tuple[Encoding, ...] = get_args(Encoding)
 
 # Any stands for Tensor: the command line takes a callable that returns a class for a recipe of an instance of it.
 Operation: TypeAlias = Callable[[Tensor, Tensor, int], Any]
@@ -76,6 +80,9 @@ class ModularArithmetic(Task):
     """Rows ``a ∘ b =`` of four tokens, label ``a ∘ b`` mod p: every pair of residues for which there is a result.
 
     Tokens 0 to p − 1 are the residues, p is the operator and p + 1 the equals sign; outputs are the p residues alone.
+    Or, for a network that embeds no tokens, rows of 2p numbers, a one-hot and then b one-hot: the input of Gromov 2023
+    (arXiv 2301.02679), whose network is an ``MLP`` with the activation ``square`` and no biases.
+
     The operations are the modular ones of Power et al. 2022 (arXiv 2201.02177, appendix A.1.1), with p = 97 there, and
     their code's x · y; p = 113 is that of Varma et al. 2023 (arXiv 2309.02390).
 
@@ -102,30 +109,38 @@ class ModularArithmetic(Task):
         operation: A name of the table; or, for an operation of one's own, a function ``(x, y, p) -> z`` of int64
             residues ``(N,)`` to int64 ``(N,)``, defined for all pairs, by import path on the command line.
         p: The modulus, at least 2.
+        encoding: ``tokens`` or ``one-hot``. Which pairs a seed trains on is the same in both.
 
     Attributes:
         size: Number of rows.
 
     Raises:
-        ValueError: If p is below 2, there is no such operation, or one's own returns something else.
+        ValueError: If p is below 2, there is no such operation or encoding, or an operation of one's own returns
+            something else.
 
     """
 
-    def __init__(self, operation: str | Operation = "add", p: int = 113) -> None:
+    def __init__(self, operation: str | Operation = "add", p: int = 113, encoding: Encoding = "tokens") -> None:
         if p < 2:
             raise ValueError(f"ModularArithmetic: p must be at least 2, got p = {p}")
+        if encoding not in ENCODINGS:
+            raise ValueError(f"encoding: expected {' or '.join(map(repr, ENCODINGS))}, got {encoding!r}")
         self.operation = operation
         self.p = p
+        self.encoding: Encoding = encoding
         self._rule = _rule(operation)
-        self.n_inputs = 4
-        self.n_tokens = p + 2
+        self.n_inputs = 4 if encoding == "tokens" else 2 * p
+        self.n_tokens = p + 2 if encoding == "tokens" else 0
         self.n_outputs = p
         # Here, not when rows are first labelled: a function that is none is to be known before anything starts.
         self.size = len(self.label(self.table()))
 
     def label(self, inputs: Tensor) -> Tensor:
-        """Return the results ``(N,)``, int64 in [0, p), of rows ``(N, 4)`` of the table."""
-        x, y = inputs[:, 0], inputs[:, 2]
+        """Return the results ``(N,)``, int64 in [0, p), of rows ``(N, n_inputs)`` of the table."""
+        if self.encoding == "tokens":
+            x, y = inputs[:, 0], inputs[:, 2]
+        else:
+            x, y = (half.argmax(dim=1) for half in (inputs[:, : self.p], inputs[:, self.p :]))
         try:
             result = self._rule.result(x, y, self.p)
         except Exception as error:
@@ -138,8 +153,10 @@ class ModularArithmetic(Task):
         return result % self.p
 
     def table(self) -> Tensor:
-        """Return all rows ``(size, 4)``, int64, a varying slowest."""
+        """Return all rows ``(size, n_inputs)``, a varying slowest: int64 tokens, or float32 zeros and ones."""
         x, y = self._pairs()
+        if self.encoding == "one-hot":
+            return torch.cat([nnf.one_hot(x, self.p), nnf.one_hot(y, self.p)], dim=1).to(torch.float32)
         return torch.stack([x, torch.full_like(x, self.p), y, torch.full_like(x, self.p + 1)], dim=1)
 
     def mirror(self) -> Tensor:

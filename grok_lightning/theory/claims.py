@@ -46,7 +46,7 @@ class Line:
     def same(cls, what: str, predicted: ArrayLike, computed: ArrayLike, allowed: float) -> Self:
         """Return the line of many pairs of numbers that are to be the same to within ``allowed``.
 
-        Shown are the pair furthest apart; one that has a NaN is furthest of all.
+        Shown is the pair furthest apart, of several the one with the largest number; one with a NaN is furthest of all.
 
         Args:
             what: What was compared.
@@ -63,7 +63,8 @@ class Line:
             raise ValueError(f"{what}: expected as many numbers, at least one, got {left.shape} and {right.shape}")
         with np.errstate(invalid="ignore"):
             distance = np.abs(left - right).ravel()
-        worst = int(np.argmax(distance))  # the first NaN, if there is any
+        furthest = np.flatnonzero((distance == distance.max()) | np.isnan(distance))
+        worst = furthest[np.nanargmax(np.abs(left.ravel()[furthest])) if not np.isnan(distance).any() else 0]
         return cls(what, float(left.ravel()[worst]), float(right.ravel()[worst]), float(distance[worst]), allowed)
 
     @classmethod

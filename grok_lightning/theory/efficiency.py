@@ -1,17 +1,151 @@
 """Why decay prefers efficient circuits: Theorems D.1 and D.4, Lemmas D.2 and D.3 of Varma et al. 2023."""
 
-from typing import TypeAlias
+from dataclasses import replace
+from typing import Any, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
+from numpy.typing import ArrayLike, NDArray
 
+from grok_lightning.figures.style import (
+    BLACK,
+    BLUE,
+    GREEN,
+    LABEL,
+    ORANGE,
+    PURPLE,
+    SKY,
+    TICK,
+    VERMILLION,
+    add_caption,
+    add_key,
+    new_figure,
+    tidy,
+)
+from grok_lightning.figures.words import listing, number
 from grok_lightning.theory.claims import Line
+from grok_lightning.theory.effective_loss import (
+    EffectiveLoss,
+    balanced_shares,
+    interior_stationary_point,
+    minimise,
+    optimum,
+)
 
-__all__ = ["lemma_d2"]
+__all__ = [
+    "draw_optimal_weights",
+    "lemma_d2",
+    "lemma_d3",
+    "lemma_d3_reach",
+    "theorem_d1",
+    "theorem_d4",
+]
 
 Array: TypeAlias = NDArray[np.float64]
 
 DRAWS = 1000
+LOSSES = 20  # Drawn for each side of Theorem D.4; each is minimised from several starts.
+
+DECAY, LABELS = 0.005, 113  # α and the number of labels in Table 1 of the paper.
+SHARE = 1e-3  # Of the weight: far above what a search leaves open.
+
+# A chain of powers, logarithms and sums in float64, relative to the sum: tens of units in the last place. A search
+# cannot see a loss fall by less either.
+ROUNDING = 1e-14
+# e^x is wrong by x units of its last digits; here x is at most some hundred.
+EXPONENTIAL = 100 * ROUNDING
+
+
+# Theorem D.1
+
+
+def _margins(logits: Array) -> Array:
+    """By how much the first label's logit is above each other's: `(..., labels)` to `(..., labels - 1)`."""
+    margins: Array = logits[..., :1] - logits[..., 1:]
+    return margins
+
+
+def _cross_entropy(margins: Array, scale: NDArray[Any]) -> NDArray[Any]:
+    """Mean over rows of log(1 + Σ e^(-scale * margin)).
+
+    Args:
+        margins: `(draws, rows, labels - 1)`; times the scale above -700, beyond which the exponential overflows.
+        scale: What the logits are multiplied by, `(draws,)`; may be complex.
+
+    Returns:
+        `(draws,)`.
+
+    """
+    loss: NDArray[Any] = np.log1p(np.exp(-scale[:, None, None] * margins).sum(-1)).mean(-1)
+    return loss
+
+
+def _slope_in_scale(margins: Array, scale: Array) -> Array:
+    """Derivative of `_cross_entropy` with respect to the scale: `(draws,)`."""
+    odds = np.exp(-scale[:, None, None] * margins)
+    slope: Array = -((odds * margins).sum(-1) / (1 + odds.sum(-1))).mean(-1)
+    return slope
+
+
+def _strict(excess: Array) -> Array:
+    """The excess of an inequality that equality violates too, by the smallest number that there is."""
+    return np.where(excess == 0, np.finfo(np.float64).tiny, excess)
+
+
+def theorem_d1(seed: int = 0) -> list[Line]:
+    """Scaling up a classifier that is right everywhere lowers its cross-entropy.
+
+    Statement: L(c h) < L(h) for every c > 1, where L is the mean cross-entropy of the logits h on the training data. It
+    falls all along: dL(c h)/dc is below 0 for every c > 0.
+
+    Hypotheses: on every training row the right label's logit is above each other's; c > 1. Strictly above is more than
+    is needed: ties may stand, as long as some label on some row is below the right one.
+
+    Source: Varma, Shah, Kenton, Kramár, Kumar 2023 (arXiv 2309.02390), Theorem D.1. That ties may stand is ours.
+
+    Args:
+        seed: Of the random draws.
+
+    Returns:
+        The lines of its table.
+
+    """
+    generator = np.random.default_rng(seed)
+    draws, rows, labels = 200, 20, 7
+    size = 10 ** generator.uniform(-1, 1, (draws, 1, 1))
+    # The right label comes first.
+    right = np.sort(size * generator.standard_normal((draws, rows, labels)), -1)[..., ::-1].copy()
+    wrong, tied = right.copy(), right.copy()
+    wrong[:, 0, [0, 1]] = right[:, 0, [1, 0]]
+    tied[..., 1] = right[..., 0]
+    flat = np.zeros_like(right)
+    c = 1 + 10 ** generator.uniform(-3, 0.5, draws)
+    one = np.ones(draws)
+
+    def excess(logits: Array, c: Array = c) -> Array:
+        before, after = (_cross_entropy(_margins(logits), scale) for scale in (one, c))
+        return _strict((after - before) / before)
+
+    margins = _margins(right)
+    slope = _slope_in_scale(margins, c)
+    # A step into the imaginary has no difference of near numbers in it, so it may be tiny.
+    step = 1e-30
+    stepped = _cross_entropy(margins, c + 1j * step)
+    return [
+        Line.always("L(c h) < L(h)", excess(right)),
+        Line.always("dL(c h)/dc < 0", _strict(slope)),
+        Line.same("dL(c h)/dc, over L(c h)", slope / stepped.real, stepped.imag / step / stepped.real, EXPONENTIAL),
+        Line.always("L(c h) < L(h) where another label ties on every row", excess(tied)),
+        Line.needed("every row is right (one is wrong)", excess(wrong)),
+        Line.needed("some label is below the right one (all logits are equal)", excess(flat)),
+        Line.needed("c > 1 (1/c instead)", excess(right, 1 / c)),
+    ]
+
+
+# Lemma D.2
 
 
 def lemma_d2(seed: int = 0) -> list[Line]:
@@ -22,7 +156,7 @@ def lemma_d2(seed: int = 0) -> list[Line]:
     Hypotheses: a, b >= 0; 0 < r <= 1. That r is positive only gives 0^r a meaning: with a, b > 0 a negative r does as
     well.
 
-    Source: Varma, Shah, Kenton, Kramár, Kumar 2023 (arXiv 2309.02390), Lemma D.2.
+    Source: Varma, Shah, Kenton, Kramár, Kumar 2023 (arXiv 2309.02390), Lemma D.2. That r may be negative is ours.
 
     Args:
         seed: Of the random draws.
@@ -35,6 +169,7 @@ def lemma_d2(seed: int = 0) -> list[Line]:
     a, b = 10 ** generator.uniform(-3, 3, (2, DRAWS))
     r = 1 - generator.random(DRAWS)  # (0, 1]
     above = 1 + 3 * generator.random(DRAWS)
+    zero = np.zeros(DRAWS)
 
     def violation(a: Array, b: Array, r: Array) -> Array:
         # Relative: both sides grow with a and b. A negative number has the power that an odd root would give it.
@@ -42,9 +177,462 @@ def lemma_d2(seed: int = 0) -> list[Line]:
         excess: Array = (left - right[0] - right[1]) / (np.abs(left) + np.abs(right[0]) + np.abs(right[1]))
         return excess
 
-    rounding = 1e-14
     return [
-        Line.always("(a + b)^r <= a^r + b^r", violation(a, b, r), rounding),
-        Line.needed("r <= 1", violation(a, b, above), rounding),
-        Line.needed("a >= 0", violation(-a, b, r), rounding),
+        Line.always("(a + b)^r <= a^r + b^r", violation(a, b, r), ROUNDING),
+        Line.same("(a + b)^r / (a^r + b^r) where a = 0", zero + 1, (zero + b) ** r / (zero**r + b**r), ROUNDING),
+        Line.always("(a + b)^r <= a^r + b^r with r < 0", violation(a, b, -above), ROUNDING),
+        Line.needed("r <= 1", violation(a, b, above), ROUNDING),
+        Line.needed("a >= 0", violation(-a, b, r), ROUNDING),
     ]
+
+
+# Lemma D.3
+
+
+def lemma_d3_reach(x: ArrayLike, r: ArrayLike, c: ArrayLike) -> Array:
+    """How far Lemma D.3 reaches: a δ with x^r - (x - ε)^r > ε (r x^(r-1) - c) for all 0 < ε < δ.
+
+    For r >= 1 and for r < 0 a power is convex, so that the left side is at least ε r (x - ε)^(r-1); δ is where that is
+    ε (r x^(r-1) - c), or x. For 0 <= r <= 1 it is concave, the left side at least ε r x^(r-1), and δ is x. There may be
+    larger δ, but none above x.
+
+    Args:
+        x: Above 0, any shape that broadcasts with the others.
+        r: Any real number.
+        c: Above 0.
+
+    Returns:
+        δ, in (0, x], of the shape of all three together; 0 only where it is below the smallest number.
+
+    Raises:
+        ValueError: If an x or c is not above 0, or anything is not finite.
+
+    """
+    x, r, c = np.broadcast_arrays(*(np.asarray(value, dtype=np.float64) for value in (x, r, c)))
+    for name, value in {"x": x, "c": c}.items():
+        if not (value > 0).all():
+            raise ValueError(f"expected {name} above 0, got {float(value[~(value > 0)][0])}")
+    if not all(np.isfinite(value).all() for value in (x, r, c)):
+        raise ValueError("expected finite x, r and c")
+    bent = (r > 1) | (r < 0)
+    exponent = np.where(bent, r, 2.0)
+    # δ = x - (x^(r-1) - c/r)^(1/(r-1)), without the difference of near numbers that it is for small c.
+    share = c / (exponent * x ** (exponent - 1))
+    inside = bent & (share < 1)
+    reach = -x * np.expm1(np.log1p(-np.where(inside, share, 0.5)) / (exponent - 1))
+    found: Array = np.where(inside, reach, x)
+    return found
+
+
+def _fall_of_power(x: Array, epsilon: Array, r: Array) -> Array:
+    """x^r - (x - ε)^r, to rounding also where ε is tiny."""
+    fall: Array = -(x**r) * np.expm1(r * np.log1p(-epsilon / x))
+    return fall
+
+
+def lemma_d3(seed: int = 0) -> list[Line]:
+    """How fast a power falls just below a point; false as printed, true with ε for δ.
+
+    Statement: there is a δ > 0 such that x^r - (x - ε)^r > ε (r x^(r-1) - c) for all 0 < ε < δ. Printed is δ instead of
+    the ε before the bracket. That is false wherever c < r x^(r-1): as ε goes to 0 the left side does too, and the right
+    side stays where it is. With x = 1, r = 2, c = 1 it fails for every δ, at ε = δ/4.
+
+    Hypotheses: x > 0, c > 0. The paper's r >= 1 is not needed: the derivative of x^r is r x^(r-1) for every r. It only
+    matters for how large δ may be; `lemma_d3_reach` gives one for every r.
+
+    Source: Varma, Shah, Kenton, Kramár, Kumar 2023 (arXiv 2309.02390), Lemma D.3. The counter-example, the mended form
+    and δ are ours.
+
+    Args:
+        seed: Of the random draws.
+
+    Returns:
+        The lines of its table.
+
+    """
+    generator = np.random.default_rng(seed)
+    x = 10 ** generator.uniform(-3, 3, DRAWS)
+    r = 1 + 4 * generator.random(DRAWS)
+    below = 4 * generator.random(DRAWS) - 3  # [-3, 1)
+    share = 10 ** generator.uniform(-5, 1, DRAWS)  # c over |r| x^(r-1), on either side of which δ is another
+    fraction = 10 ** generator.uniform(-6, -1e-3, DRAWS)
+
+    def slope(r: Array) -> Array:
+        return np.asarray(r * x ** (r - 1))
+
+    def excess(epsilon: Array, r: Array, c: Array, before: Array | None = None) -> Array:
+        before = epsilon if before is None else before
+        right = before * (slope(r) - c)
+        return _strict((right - _fall_of_power(x, epsilon, r)) / (before * (np.abs(slope(r)) + c)))
+
+    c, c_below = share * slope(r), share * np.abs(slope(below))
+    reach = lemma_d3_reach(x, r, c)
+    # Where the right side is positive, a power falls by less than its tangent at x does: half of what is left.
+    small = np.minimum(share, 0.9)
+    printed = fraction * x
+    near = printed * (1 - small) / 2
+    shrunk = 10.0 ** -np.arange(1, 10)
+    return [
+        Line.always("x^r - (x - ε)^r > ε (r x^(r-1) - c) for ε < δ", excess(fraction * reach, r, c)),
+        Line.always("the same with r < 1", excess(fraction * lemma_d3_reach(x, below, c_below), below, c_below)),
+        Line.equal(
+            "printed, x = 1, r = 2, c = 1, δ = 0.1, ε = 0.01: left side", 0.0199, 1**2 - (1 - 0.01) ** 2, ROUNDING
+        ),
+        Line.equal(
+            "its right side, δ (r x^(r-1) - c), which should be below", 0.1, 0.1 * (2 * 1 ** (2 - 1) - 1), ROUNDING
+        ),
+        Line.always("the printed form fails there for every δ, at ε = δ/4", 1 - (1 - shrunk / 4) ** 2 - shrunk),
+        Line.always("it fails for every x, r, δ with c < r x^(r-1)", -excess(near, r, small * slope(r), printed)),
+        Line.needed("c > 0 (c = 0)", excess(fraction * x, r, np.zeros(DRAWS))),
+        Line.needed("ε < δ (any ε < x)", excess(x * generator.random(DRAWS), r, c)),
+    ]
+
+
+# Theorem D.4
+
+
+def _drawn(generator: np.random.Generator, side: int) -> EffectiveLoss:
+    """A loss of two to five circuits with κ below the order (side -1), equal to it (0) or above it (1)."""
+    order = float(generator.choice([1, 2, 3]))
+    kappa = {-1: generator.uniform(0.3, 0.9 * order), 0: order, 1: generator.uniform(1.2 * order, 4)}[side]
+    steps = [10 ** generator.uniform(-0.3, 0.3), *(1 + generator.uniform(0.05, 0.8, generator.integers(1, 5)))]
+    norms = generator.permutation(np.cumprod(steps))
+    decay, labels = 10 ** generator.uniform(-4, 0), int(generator.integers(3, 201))
+    return EffectiveLoss(tuple(norms.tolist()), float(kappa), float(decay), labels, order)
+
+
+def _unseen(loss: EffectiveLoss, weights: Array) -> Array:
+    """How far each weight may be from where the loss is least, κ < q, for the loss to differ by no more than rounding.
+
+    The loss is convex, and the training loss adds to the curvature of the penalty alone: `(n,)` to `(n,)`.
+    """
+    power = loss.order / loss.kappa
+    curvature = loss.weight_decay / loss.kappa * (power - 1) * np.asarray(loss.norms) ** loss.order
+    return np.asarray(np.sqrt(2 * ROUNDING * loss.total(weights) / (curvature * weights ** (power - 2))))
+
+
+def _least(loss: EffectiveLoss) -> int:
+    """Which circuit has the least norm."""
+    return int(np.argmin(loss.norms))
+
+
+def _others(loss: EffectiveLoss, weights: Array) -> float:
+    """The share of the weight that is not on the circuit of the least norm."""
+    return float(1 - weights[_least(loss)] / weights.sum()) if weights.any() else 0.0
+
+
+def _off_law(loss: EffectiveLoss, weights: Array) -> float:
+    """How far the shares of the weight are from those of the law for κ < q."""
+    return float(np.abs(weights / weights.sum() - balanced_shares(loss)).max())
+
+
+def _relative_excess(loss: EffectiveLoss, candidate: Array, other: Array) -> float:
+    """By how much the loss at a candidate for the minimum is above that elsewhere."""
+    here, there = float(loss.total(candidate)), float(loss.total(other))
+    return (here - there) / here
+
+
+def theorem_d4(seed: int = 0) -> list[Line]:
+    """Below κ = q decay splits the weight by a power law over all circuits, from there on the cheapest takes all.
+
+    Statement: let w minimise L_train(Σ w_i C_i) + (α/q) Σ (P_i w_i^(1/κ))^q over w >= 0. For κ >= q, w_i = 0 for every
+    circuit whose norm P_i is not the least. For 0 < κ < q, w_i is proportional to P_i^(-qκ/(q-κ)): every circuit is
+    used. Weight decay is q = 2.
+
+    Hypotheses: all circuits have the same logits on the training data (for which they are scaled to equal average
+    logits; equal averages alone are not enough); α > 0; a minimum exists; it is the global one. Where decay is strong
+    and κ >= q the minimum is w = 0, of which the law is silent; for κ > q w = 0 is always a local minimum, and each
+    circuit alone may be one. With κ = q and several circuits of the least norm, any split between these is a minimum.
+    That L_train is differentiable or a cross-entropy is not needed: the law holds for the cheapest split of every
+    total. Nor is w >= 0, if |w_i| is in the norm: weights below 0 gain nothing.
+
+    Source: Varma, Shah, Kenton, Kramár, Kumar 2023 (arXiv 2309.02390), Theorem D.4 and equation 6. The remarks on
+    hypotheses, the closed form of the total and the saddle are ours; so are all numbers but the circuits of their Table
+    1, P = (1, 2), κ = 1.2, α = 0.005 and 113 labels.
+
+    Args:
+        seed: Of the random draws.
+
+    Returns:
+        The lines of its table.
+
+    """
+    generator = np.random.default_rng(seed)
+    shared, tied, alone = ([_drawn(generator, side) for _ in range(LOSSES)] for side in (-1, 0, 1))
+    return [
+        *_lines_of_search(shared, seed),
+        *_lines_of_search(tied + alone, seed),
+        *_lines_of_law(seed),
+        *_lines_at_the_border(generator, seed),
+        *_lines_of_saddles(alone),
+        *_lines_of_splits(shared + tied + alone, generator),
+        *_lines_without(generator, shared, alone, seed),
+    ]
+
+
+def _lines_of_search(losses: list[EffectiveLoss], seed: int) -> list[Line]:
+    """The closed form against a search that knows nothing of it, for losses that are all on one side of κ = q."""
+    found, known = [minimise(loss, seed) for loss in losses], [optimum(loss) for loss in losses]
+    pairs = list(zip(losses, found, known, strict=True))
+    ratios = [float(loss.total(weights) / loss.total(law)) for loss, weights, law in pairs]
+    below = losses[0].kappa < losses[0].order
+    side = "κ < q" if below else "κ >= q"
+    lines = [
+        Line.same(f"{side}: loss where a search ends, over that of the law", np.ones(len(pairs)), ratios, ROUNDING)
+    ]
+    if below:
+        off = np.concatenate([np.abs(weights - law) / _unseen(loss, law) for loss, weights, law in pairs])
+        what = "κ < q: distance of its weights from the law, in units of what rounding hides"
+        return [*lines, Line.same(what, np.zeros(len(off)), off, 1)]
+    others = [_others(loss, weights) for loss, weights, _ in pairs]
+    what = "κ >= q: share of its weight not on the least norm"
+    return [*lines, Line.same(what, np.zeros(len(pairs)), others, ROUNDING)]
+
+
+def _lines_of_law(seed: int) -> list[Line]:
+    """Ratios and totals of a few circuits, as a search finds them."""
+    lines = []
+    for norms, kappa, order in (
+        ((1.0, 2.0), 1.2, 2.0),
+        ((1.0, 1.5, 3.0), 1.0, 2.0),
+        ((1.0, 1.5, 3.0), 1.5, 2.0),
+        ((1.0, 1.5, 3.0), 2.0, 4.0),
+    ):
+        loss = EffectiveLoss(norms, kappa, DECAY, LABELS, order)
+        found, unseen = minimise(loss, seed), _unseen(loss, optimum(loss))
+        relative = unseen / optimum(loss)
+        for i in range(1, len(norms)):
+            predicted = norms[i] ** (order * kappa / (order - kappa))
+            what = f"κ = {kappa:g}, q = {order:g}: w of P = 1 over w of P = {norms[i]:g}"
+            allowed = predicted * float(relative[0] + relative[i])
+            lines.append(Line.equal(what, predicted, found[0] / found[i], allowed))
+    loss = EffectiveLoss((1.0, 2.0), 1.2, DECAY, LABELS)
+    found, known = minimise(loss, seed), optimum(loss)
+    for i, name in enumerate(("generalising", "memorising")):
+        what = f"the circuits of Table 1: weight of the {name} one"
+        lines.append(Line.equal(what, known[i], found[i], float(_unseen(loss, known)[i])))
+    return lines
+
+
+def _lines_at_the_border(generator: np.random.Generator, seed: int) -> list[Line]:
+    """Strong decay, and circuits of equal norms at κ = q."""
+    lines = []
+    for kappa, decay in ((2.0, 2.0), (2.5, 4.0)):
+        found = minimise(EffectiveLoss((1.0, 1.5), kappa, decay, LABELS), seed)
+        lines.append(Line.equal(f"κ = {kappa:g}, q = 2, α = {decay:g}, least P = 1: Σ w", 0, found.sum(), 0))
+    same = EffectiveLoss((1.3,) * 4, 2, 0.02, 50)
+    total = optimum(same).sum()
+    splits = same.total(total * generator.dirichlet(np.ones(4), DRAWS)) / same.total(optimum(same))
+    least = float(same.total(minimise(same, seed)) / same.total(optimum(same)))
+    return [
+        *lines,
+        Line.same("κ = q, equal norms: loss of any split, over that of one circuit", np.ones(DRAWS), splits, ROUNDING),
+        Line.equal("where a search ends, over it", 1, least, ROUNDING),
+    ]
+
+
+def _lines_of_saddles(alone: list[EffectiveLoss]) -> list[Line]:
+    """κ > q: points inside at which the loss is level."""
+    slopes, falls, above = [], [], []
+    for loss in alone:
+        point = interior_stationary_point(loss)
+        if point is None:
+            continue
+        price = loss.weight_decay / loss.kappa * np.asarray(loss.norms) ** loss.order
+        slopes += (-loss.training_gradient(point) / (price * point ** (loss.order / loss.kappa - 1))).tolist()
+        first, second = np.argsort(point)[-2:]
+        for sign in (-1, 1):
+            moved = point.copy()
+            moved[[first, second]] += sign * point[first] / 2 * np.array([1, -1])
+            # The total stays, and the training loss with it.
+            falls.append(float(loss.penalty(moved) / loss.penalty(point)) - 1)
+        above.append(-_relative_excess(loss, point, optimum(loss)))
+    what = "κ > q: gain over price of each weight, at the stationary point where all are used"
+    return [
+        Line.same(what, np.ones(len(slopes)), slopes, EXPONENTIAL),
+        Line.always("the loss falls from there as two circuits exchange weight, either way", _strict(np.array(falls))),
+        Line.always("the minimum is below it", _strict(np.array(above))),
+    ]
+
+
+def _lines_of_splits(losses: list[EffectiveLoss], generator: np.random.Generator) -> list[Line]:
+    """Of a given total, the law's split costs least, whatever the training loss; of weights of either sign, too."""
+    costs, signs = [], []
+    for loss in losses:
+        split = balanced_shares(loss) if loss.kappa < loss.order else np.eye(loss.n_circuits)[_least(loss)]
+        splits = generator.dirichlet(np.ones(loss.n_circuits), 50)
+        costs.append((loss.penalty(split) - loss.penalty(splits)) / loss.penalty(split))
+        weights = 10 * generator.standard_normal((50, loss.n_circuits))
+        signs.append(loss.training(np.abs(weights)) - loss.training(weights))
+    return [
+        Line.always("of one total, no split costs less than the law's", np.concatenate(costs), ROUNDING),
+        Line.always(
+            "weights of either sign: the training loss is no lower than with |w|", np.concatenate(signs), ROUNDING
+        ),
+    ]
+
+
+def _lines_without(
+    generator: np.random.Generator, shared: list[EffectiveLoss], alone: list[EffectiveLoss], seed: int
+) -> list[Line]:
+    """Each hypothesis dropped; losses with κ below the order, and above it."""
+    swapped = []
+    for loss in shared:
+        one = replace(loss, norms=(min(loss.norms),))
+        corner = optimum(one) * np.eye(loss.n_circuits)[_least(loss)]
+        swapped.append(_relative_excess(loss, corner, optimum(loss)))
+    points = [(loss, interior_stationary_point(loss)) for loss in alone]
+    inside = [_relative_excess(loss, point, optimum(loss)) for loss, point in points if point is not None]
+    return [
+        *_lines_without_equal_logits(generator, seed),
+        Line.needed("κ < q (the power law for κ > q)", inside, ROUNDING),
+        Line.needed("κ >= q (the least norm alone for κ < q)", swapped, ROUNDING),
+        Line.needed("the minimum is the global one (a local one)", _local_minimum_elsewhere(generator), SHARE),
+        Line.needed("α > 0 (α = 0: twice the best w is better)", _falls_beyond(0, generator), ROUNDING),
+    ]
+
+
+def _lines_without_equal_logits(generator: np.random.Generator, seed: int) -> list[Line]:
+    excess: dict[str, list[float]] = {}
+    for _ in range(3):
+        # Each circuit knows one of two rows well and the other hardly; on average its logits are 1.
+        little = float(generator.uniform(0, 0.1))
+        norms = (1.0, float(generator.uniform(1.05, 1.2)))
+        for hypothesis, logits in (
+            ("the same logits, {} (the same on average only)", ((2 - little, little), (little, 2 - little))),
+            ("equal average logits, {} (one has twice the other's)", ((1.0, 2.0),)),
+        ):
+            for side, kappa, violation in (("κ < q", 1.0, _off_law), ("κ >= q", 3.0, _others)):
+                loss = EffectiveLoss(norms, kappa, DECAY, LABELS, logits=logits)
+                excess.setdefault(hypothesis.format(side), []).append(violation(loss, minimise(loss, seed)))
+    return [Line.needed(hypothesis, values, SHARE) for hypothesis, values in excess.items()]
+
+
+def _local_minimum_elsewhere(generator: np.random.Generator) -> float:
+    """Share of the weight not on the least norm in a local minimum, for κ > q; 0 if it is none."""
+    loss = EffectiveLoss((1.0, 1.5), 3, DECAY, LABELS)
+    point = np.array([0, optimum(replace(loss, norms=(1.5,)))[0]])
+    around = np.abs(point + 1e-3 * generator.standard_normal((DRAWS, 2)))
+    return _others(loss, point) if (loss.total(around) >= loss.total(point)).all() else 0.0
+
+
+def _falls_beyond(decay: float, generator: np.random.Generator) -> float:
+    """By how much the loss falls, in proportion, as the best of many weights are doubled."""
+    loss = EffectiveLoss((1.0, 2.0), 1.2, decay, LABELS)
+    weights = 15 * generator.random((DRAWS, 2))
+    best = weights[np.argmin(loss.total(weights))]
+    return _relative_excess(loss, best, 2 * best)
+
+
+# The figure
+
+NORMS = tuple(np.geomspace(1, 4, 7).tolist())
+GREY = "#5d5d5d"
+KAPPAS = {0.5: BLUE, 1.0: GREEN, 1.5: VERMILLION}
+
+
+def draw_optimal_weights() -> Figure:
+    """Draws how strongly each circuit is used in the optimum, over its norm and over κ.
+
+    Returns:
+        The figure, with its caption.
+
+    """
+    figure = new_figure(1, row_height=3.5)
+    left, right = figure.subplots(1, 2)
+    slopes, distance = _draw_power_laws(left)
+    least = _draw_shares(right)
+    found = listing([f"{_signed(slope)} at κ = {number(kappa)}" for kappa, slope in slopes.items()])
+    key = [
+        Line2D(
+            [], [], color=colour, linewidth=1.6, label=f"κ = {number(kappa)}: slope {_signed(-2 * kappa / (2 - kappa))}"
+        )
+        for kappa, colour in KAPPAS.items()
+    ]
+    key += [
+        Line2D([], [], color=GREY, linewidth=1.6, label="law"),
+        Line2D([], [], color=GREY, linestyle="none", marker="o", markersize=4.5, label="search"),
+    ]
+    add_key(figure, key, 5)
+    add_caption(
+        figure,
+        f"Circuits that give the same logits on the training data, under weight decay α = {number(DECAY)} with "
+        f"{LABELS} labels (Varma et al. 2023, Theorem D.4, q = 2). Left: weight w_i of each of "
+        f"{len(NORMS)} circuits in the optimum over its norm P_i. Lines: the law, w_i in proportion to "
+        "P_i^(−2κ/(2−κ)); dots: where a search ends that knows nothing of the law. Slopes of the dots: "
+        f"{found}; no dot is off its line by more than {distance:.0e} of its height. Right: the share of each of four "
+        "circuits in the total weight as κ grows. Below κ = 2 all are used; from there on the one of the least norm "
+        f"alone (least share in any search: {number(least)}).",
+    )
+    return figure
+
+
+def _signed(value: float) -> str:
+    return number(value).replace("-", "−")
+
+
+def _draw_power_laws(axes: Axes) -> tuple[dict[float, float], float]:
+    """Weights over norms; the slope of the dots for each κ, and how far the farthest is from its line."""
+    grid = np.geomspace(1, 4, 50)
+    slopes, distance = {}, 0.0
+    for kappa, colour in KAPPAS.items():
+        loss = EffectiveLoss(NORMS, kappa, DECAY, LABELS)
+        known, found = optimum(loss), minimise(loss)
+        law = known[0] * grid ** (-2 * kappa / (2 - kappa))
+        axes.plot(grid, law, color=colour, linewidth=1.6, label=f"law κ = {number(kappa)}")
+        axes.plot(
+            NORMS,
+            found,
+            color=colour,
+            linestyle="none",
+            marker="o",
+            markersize=4.5,
+            label=f"search κ = {number(kappa)}",
+        )
+        slopes[kappa] = float(np.polyfit(np.log(NORMS), np.log(found), 1)[0])
+        distance = max(distance, float(np.abs(found / known - 1).max()))
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.xaxis.set_major_locator(FixedLocator([1, 1.5, 2, 3, 4]))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.tick_params(labelsize=TICK)
+    axes.set_xlabel("norm P_i of the circuit at weight 1 (log scale)", fontsize=LABEL)
+    axes.set_ylabel("weight w_i in the optimum (log scale)", fontsize=LABEL)
+    tidy(axes, "A power law below κ = 2")
+    return slopes, distance
+
+
+def _draw_shares(axes: Axes) -> float:
+    """Shares over κ; the least share that the least norm has from κ = 2 on."""
+    norms, colours, dashes = (1.0, 1.25, 1.6, 2.0), (BLACK, PURPLE, ORANGE, SKY), ("-", "--", "-.", ":")
+    # At κ = 2 itself the law is the corner; a little below, it is nearly there.
+    grid = np.concatenate([np.linspace(0.3, 1.999, 120), np.linspace(2, 4, 21)])
+    sought = np.concatenate([np.arange(0.4, 1.9, 0.2), [2.0, 2.4, 2.8, 3.2, 3.6, 4.0]])
+
+    def shares(weights: Array) -> Array:
+        return np.asarray(weights / weights.sum())
+
+    losses = {kappa: EffectiveLoss(norms, kappa, DECAY, LABELS) for kappa in (*grid.tolist(), *sought.tolist())}
+    law = np.array([shares(optimum(losses[kappa])) for kappa in grid.tolist()])
+    found = np.array([shares(minimise(losses[kappa])) for kappa in sought.tolist()])
+    for i, (norm, colour, dash) in enumerate(zip(norms, colours, dashes, strict=True)):
+        axes.plot(grid, law[:, i], color=colour, linestyle=dash, linewidth=1.6, label=f"P = {number(norm)}")
+        axes.plot(
+            sought,
+            found[:, i],
+            color=colour,
+            linestyle="none",
+            marker="o",
+            markersize=4,
+            label=f"_search P = {number(norm)}",
+        )
+    axes.axvline(2, color=GREY, linewidth=0.9, linestyle=(0, (1, 2)), zorder=1)
+    axes.legend(loc="center right", frameon=False, fontsize=TICK, handlelength=2.6)
+    axes.xaxis.set_major_locator(FixedLocator([0.5, 1, 1.5, 2, 2.5, 3, 3.5, 4]))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
+    axes.tick_params(labelsize=TICK)
+    axes.set_xlabel("κ: logits grow as the norm to this power", fontsize=LABEL)
+    axes.set_ylabel("share of the total weight", fontsize=LABEL)
+    tidy(axes, "From κ = 2 on the least norm takes all")
+    return float(found[sought >= 2, 0].min())

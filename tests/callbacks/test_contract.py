@@ -33,6 +33,7 @@ from grok_callbacks import (
     NeuronNormTracker,
     Onset,
     ParameterNorm,
+    ParityCircuits,
     Replay,
     ShrinkAccuracy,
     Snapshots,
@@ -85,6 +86,12 @@ EXAMPLES = {
     ParameterNorm: {
         "foreign": lambda: ParameterNorm(EveryNSteps(2)),
         "ours": lambda: ParameterNorm(LogSpaced(6)),
+    },
+    ParityCircuits: {
+        "foreign": lambda: ParityCircuits(
+            "encoder.net.fc1", "encoder.net.fc2", secret=[2, 0, 3], schedule=EveryNSteps(2), network="encoder.net"
+        ),
+        "ours": lambda: ParityCircuits("network.hidden.0", "network.output", rule="accuracy", schedule=LogSpaced(6)),
     },
     FourierLogitSplitter: {
         "foreign": lambda: FourierLogitSplitter(
@@ -204,6 +211,25 @@ def foreign_modular_setting(make_trainer, foreign):
     return Setting("foreign", make_trainer, make, partial(make, reseed=True, shuffle=False), 3, False)
 
 
+def foreign_parity_setting(make_trainer, foreign):
+    """The parity of three bits of five in somebody else's project: one logit, beside which there is a 0."""
+    bits = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0])] * 5)[torch.arange(24) * 7 % 32]
+
+    def make(reseed=False, shuffle=True):
+        module = foreign.module(reseed=reseed)
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            layers = {"fc1": nn.Linear(5, 8), "act": nn.ReLU(), "drop": nn.Dropout(0.5), "fc2": nn.Linear(8, 1)}
+            net = nn.Sequential(OrderedDict(layers))
+            module.encoder = nn.Sequential(OrderedDict(net=net, pad=nn.ConstantPad1d((1, 0), 0.0)))
+        rows = TensorDataset(bits, (bits[:, [2, 0, 3]].prod(dim=1) > 0).long())
+        generator = torch.Generator().manual_seed(3)
+        loader = DataLoader(rows, batch_size=8, shuffle=shuffle, generator=generator)
+        return module, {"train_dataloaders": loader, "val_dataloaders": DataLoader(rows, batch_size=8)}
+
+    return Setting("foreign", make_trainer, make, partial(make, reseed=True, shuffle=False), 3, False)
+
+
 def our_modular_setting(make_trainer):
     """Division modulo 5 by two members, four batches an epoch."""
 
@@ -220,9 +246,14 @@ def our_modular_setting(make_trainer):
 MODULAR = (FourierLogitSplitter,)
 
 
+# Those that look at the parity of bits alone.
+PARITY = (ParityCircuits,)
+
+
 def setting_of(name, make_trainer, foreign, monitor=None):
     if name == "foreign":
         make = foreign_modular_setting if monitor in MODULAR else foreign_setting
+        make = foreign_parity_setting if monitor in PARITY else make
         return make(make_trainer, foreign)
     return (our_modular_setting if monitor in MODULAR else our_setting)(make_trainer)
 

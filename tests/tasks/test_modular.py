@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from grok_lightning.cli import main
-from grok_lightning.tasks import OPERATIONS, ModularArithmetic, Task
+from grok_lightning.data import TableData
+from grok_lightning.tasks import OPERATIONS, FreshRows, ModularArithmetic, Task, split_rows
 
 SYMMETRIC = {"add", "multiply", "square_sum", "square_sum_xy"}
 
@@ -208,3 +209,68 @@ def test_a_name_stays_a_name_on_the_command_line(operation, monkeypatch, capsys)
     printed = capsys.readouterr()
     assert f"operation: {operation}\n" in printed.out
     assert "Unable to serialize" not in printed.err
+
+
+# One-hot rows.
+
+
+@pytest.mark.parametrize("p", [2, 3, 6])
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_one_hot_rows_are_the_same_pairs(operation, p):
+    tokens, numbers = ModularArithmetic(operation, p), ModularArithmetic(operation, p, encoding="one-hot")
+    assert (numbers.n_inputs, numbers.n_tokens, numbers.n_outputs) == (2 * p, 0, p)
+    assert numbers.size == tokens.size
+    table = numbers.table()
+    assert table.dtype == torch.float32
+    expected = [[float(i == x) for i in range(p)] + [float(i == y) for i in range(p)] for x, y in residues(tokens)]
+    assert table.tolist() == expected
+    assert torch.equal(numbers.label(table), tokens.label(tokens.table()))
+    assert torch.equal(numbers.label(table.double()), numbers.label(table))
+    assert torch.equal(numbers.mirror(), tokens.mirror())
+    assert numbers.label(table[:0]).tolist() == []
+
+
+@pytest.mark.parametrize("split", ["random", "symmetric"])
+def test_a_seed_trains_on_the_same_pairs_in_either_encoding(split):
+    tokens, numbers = (ModularArithmetic("subtract", 7, encoding) for encoding in ("tokens", "one-hot"))
+    left, right = (split_rows(task, seed=3, train_size=20, n_held_out=None, split=split) for task in (tokens, numbers))
+
+    def pairs(rows):
+        return rows.unflatten(1, (2, 7)).argmax(dim=-1).tolist()
+
+    assert pairs(right.inputs) == left.inputs[:, [0, 2]].tolist()
+    assert pairs(right.held_out_inputs) == left.held_out_inputs[:, [0, 2]].tolist()
+    assert torch.equal(right.targets, left.targets)
+    assert torch.equal(right.held_out_targets, left.held_out_targets)
+    assert torch.equal(right.held_out_subsets["unpaired"], left.held_out_subsets["unpaired"])
+
+
+def test_one_hot_rows_can_be_drawn_without_end():
+    rows = FreshRows(ModularArithmetic("add", 5, encoding="one-hot"), seed=0, n_held_out=5)
+    inputs, targets = rows.block(0, 50)
+    pairs = inputs.unflatten(1, (2, 5)).argmax(dim=-1)
+    assert torch.equal(targets, pairs.sum(dim=1) % 5)
+    held_out = {tuple(row) for row in rows.held_out_inputs.tolist()}
+    assert not held_out & {tuple(row) for row in inputs.tolist()}
+
+
+def test_data_say_that_one_hot_rows_are_no_tokens():
+    data = TableData(ModularArithmetic("add", 5, encoding="one-hot"), train_size=10, n_held_out=None)
+    assert (data.n_inputs, data.n_tokens, data.n_outputs) == (10, 0, 5)
+
+
+def test_an_unknown_encoding_is_refused():
+    with pytest.raises(ValueError, match=r"^encoding: expected 'tokens' or 'one-hot', got 'onehot'$"):
+        ModularArithmetic("add", 5, encoding="onehot")
+
+
+def test_one_hot_rows_train_an_mlp_from_the_command_line_and_no_transformer(tmp_path, monkeypatch, capsys):
+    task = ["--data.task", "ModularArithmetic", "--data.task.p", "5", "--data.task.encoding", "one-hot"]
+    data = ["--data", "TableData", *task, "--data.train_size", "12", "--data.n_held_out", "null"]
+    options = ["--trainer.max_steps", "2", "--trainer.default_root_dir", str(tmp_path)]
+    mlp = ["--model.hidden", "[6]", "--model.activation", "square", "--model.bias", "false", "--model.loss", "squared"]
+    monkeypatch.setattr("sys.argv", ["grok"])
+    main(["fit", "--model", "MLP", *mlp, *data, *options])
+    with pytest.raises(SystemExit):
+        main(["fit", "--model", "Transformer", *data, *options])
+    assert "Transformer: reads rows of tokens, and those of the task are numbers; use MLP" in capsys.readouterr().err

@@ -90,7 +90,11 @@ def test_a_claim_is_told_by_its_function():
         return [Line.equal("x", seed, seed, 0)]
 
     claim = Claim(a_claim)
-    assert (claim.name, claim.title, claim.statement) == ("a_claim", "All is well.", "All is well.\n\nStatement: all is.")
+    assert (claim.name, claim.title, claim.statement) == (
+        "a_claim",
+        "All is well.",
+        "All is well.\n\nStatement: all is.",
+    )
 
 
 def test_names_of_claims_and_figures_are_their_own():

@@ -1,0 +1,264 @@
+"""The least norm of a network that computes a parity: by random search, by hand, and with the claim's numbers wrong."""
+
+import math
+from itertools import combinations, product
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import linprog
+
+from grok_callbacks.functional.parity_circuits import ParityCircuit, four_neurons, one_a_pattern
+from grok_lightning.theory import least_norm as module
+from grok_lightning.theory.least_norm import (
+    Correlation,
+    draw_least_norm,
+    firing_sets,
+    four_neurons_of_least_norm,
+    largest_correlation,
+    least_norm,
+    least_norm_circuit,
+    least_norm_network,
+)
+from grok_lightning.theory.parity import (
+    all_patterns,
+    effective_sparsity,
+    network_of,
+    norm_at_margin_one,
+    squared_norm,
+    wrong_signs,
+)
+
+LEAST = {1: 2 * math.sqrt(2), 2: 4 * math.sqrt(2), 3: 16.0, 4: 16.0}
+
+
+def correlation_by_definition(neuron):
+    """|mean of parity times activation| per norm, in plain Python."""
+    *weights, bias = neuron
+    terms = [
+        math.prod(row) * max(0.0, sum(w * x for w, x in zip(weights, row, strict=True)) + bias)
+        for row in product([-1, 1], repeat=len(weights))
+    ]
+    return abs(math.fsum(terms)) / len(terms) / math.hypot(*neuron)
+
+
+# The best neurons.
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 4])
+def test_the_largest_correlation_is_attained_by_the_neurons_that_come_with_it(k):
+    found = largest_correlation(k)
+    assert found.value == pytest.approx(2 / LEAST[k], rel=1e-14)
+    for neuron in found.neurons.tolist():
+        assert correlation_by_definition(neuron) == pytest.approx(found.value, rel=1e-8)
+    expected = [[1.0] * k + [b] for b in ([1.0] if k == 1 else [-1.0, 1.0] if k == 3 else [0.0])]
+    assert found.neurons.tolist() == expected
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 4])
+def test_no_drawn_neuron_does_better(k):
+    generator = np.random.default_rng(k)
+    rows = np.c_[all_patterns(k).numpy(), np.ones(2**k)]
+    neurons = generator.standard_normal((50_000, k + 1))
+    near = generator.choice([-1.0, 0.0, 1.0], (50_000, k + 1)) + 0.05 * generator.standard_normal((50_000, k + 1))
+    for drawn in (neurons, near):
+        means = np.abs(np.maximum(drawn @ rows.T, 0) @ rows[:, :-1].prod(axis=1)) / 2**k
+        largest = (means / np.linalg.norm(drawn, axis=1)).max()
+        assert largest <= largest_correlation(k).value
+    assert largest > 0.98 * largest_correlation(k).value
+
+
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_firing_sets_are_those_that_a_plane_cuts_off(k):
+    """Of all sets of patterns, each tried by linear programming."""
+    rows = np.c_[all_patterns(k).numpy(), np.ones(2**k)]
+    found = {tuple(fires) for fires in firing_sets(k).tolist()}
+    cut_off = set()
+    for fires in product([False, True], repeat=2**k):
+        sides = np.where(fires, -1.0, 1.0)[:, None] * rows
+        if linprog(np.zeros(k + 1), sides, -np.ones(2**k), bounds=(None, None)).status == 0:
+            cut_off.add(fires)
+    assert found == cut_off
+
+
+def test_firing_sets_of_falling_weights_give_all_others_by_order_and_signs():
+    patterns = all_patterns(3).long()
+    places = {tuple(row): i for i, row in enumerate(patterns.tolist())}
+    alike = set()
+    for fires in firing_sets(3, alike=False).tolist():
+        for order in ([0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]):
+            for signs in patterns:
+                moved = (patterns * signs)[:, order]
+                alike.add(tuple(fires[places[tuple(row)]] for row in moved.tolist()))
+    assert alike == {tuple(fires) for fires in firing_sets(3).tolist()}
+
+
+@pytest.mark.parametrize("k", [0, 5])
+def test_only_up_to_four_bits_are_gone_through(k):
+    with pytest.raises(ValueError, match=f"k: expected 1 to 4 bits, got {k}"):
+        firing_sets(k)
+    with pytest.raises(ValueError, match=f"k: expected 1 to 4 bits, got {k}"):
+        largest_correlation(k)
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 4])
+def test_linear_programming_finds_no_cheaper_network(k):
+    """The least cost of a network of many given neurons, the best ones among them, is that of the bound."""
+    generator = np.random.default_rng(0)
+    signs = all_patterns(k).numpy()
+    best = np.concatenate([np.c_[signs, np.full(2**k, bias)] for bias in (-1.0, 0.0, 1.0, 2.0 - k)])
+    neurons = np.concatenate([best, generator.standard_normal((500, k + 1))])
+    neurons /= np.linalg.norm(neurons, axis=1, keepdims=True)
+    margins = signs.prod(axis=1)[:, None] * np.maximum(signs @ neurons[:, :-1].T + neurons[:, -1], 0)
+    found = linprog(np.ones(2 * len(neurons)), np.c_[-margins, margins], -np.ones(2**k))
+    assert 2 * found.fun == pytest.approx(LEAST[k], rel=1e-7)
+
+
+# Circuits.
+
+
+@pytest.mark.parametrize("k", range(1, 9))
+def test_neurons_of_equal_weights_compute_the_parity(k):
+    inputs = all_patterns(k + 1)
+    secret = list(range(k, 0, -1))
+    outputs = least_norm_network(k + 1, secret, 2**k + 3).logits(inputs)[:, 0]
+    assert torch.allclose(outputs, inputs[:, 1:].prod(dim=1), atol=1e-13)
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 4])
+def test_they_cost_the_least(k):
+    assert norm_at_margin_one(least_norm_network(k, range(k)), all_patterns(k), range(k)) == pytest.approx(LEAST[k])
+
+
+def test_a_circuit_of_no_bits_is_refused():
+    with pytest.raises(ValueError, match="expected at least 1 bit"):
+        least_norm_circuit(0)
+
+
+def test_four_neurons_do_for_three_bits():
+    network = network_of(four_neurons_of_least_norm(), 3, range(3))
+    patterns = all_patterns(3)
+    assert torch.equal(network.logits(patterns)[:, 0], patterns.prod(dim=1))
+    assert norm_at_margin_one(network, patterns, range(3)) == pytest.approx(16, rel=1e-14)
+    assert squared_norm(network) == 2 * (4 + 2.25) + 2 * (4 + 0.25)
+    assert effective_sparsity(network, patterns, range(3)) == (4, 4)
+    for x in (-3, -1, 1, 3):
+        value = (3 * max(0, x - 1) - 3 * max(0, -x - 1) - max(0, x + 1) + max(0, 1 - x)) / 2
+        assert value == {-3: -1, -1: 1, 1: -1, 3: 1}[x]
+
+
+def test_three_of_the_best_neurons_do_not():
+    patterns = all_patterns(3).numpy()
+    neurons = [(signs, bias) for signs in patterns for bias in (-1, 1)]
+    columns = np.array([np.maximum(patterns @ signs + bias, 0) for signs, bias in neurons]).T
+    parity = patterns.prod(axis=1)
+
+    def misfit(chosen):
+        weights = np.linalg.lstsq(columns[:, chosen], parity, rcond=None)[0]
+        return np.abs(columns[:, chosen] @ weights - parity).max()
+
+    assert min(misfit(list(chosen)) for chosen in combinations(range(16), 3)) > 0.1
+    assert min(misfit(list(chosen)) for chosen in combinations(range(16), 4)) < 1e-12
+
+
+def test_other_biases_and_the_other_circuits_cost_more():
+    def cost(circuit):
+        return norm_at_margin_one(network_of(circuit, 3, range(3)), all_patterns(3), range(3))
+
+    pattern = one_a_pattern(3)
+    costs = [cost(pattern._replace(bias=pattern.bias + up)) for up in (-0.5, 0.0, 0.5, 1.0)]
+    assert costs == sorted(costs, reverse=True)
+    assert costs[1:] == pytest.approx([8 * 2 * math.sqrt(7), 8 * 2 / 1.5 * math.sqrt(5.25), 16])
+    assert cost(four_neurons()) == pytest.approx(18)
+
+
+def test_a_weight_off_the_secret_bits_costs():
+    network = least_norm_network(4, [0, 1, 2])
+    state = network.state_dict()
+    for size in (0.01, 0.1, 0.5, 1.0):
+        weight = state["hidden.0.weight"].clone()
+        weight[..., 3] = size
+        other = network.with_state(state | {"hidden.0.weight": weight})
+        if not wrong_signs(other, all_patterns(4), [0, 1, 2]).any():
+            assert norm_at_margin_one(other, all_patterns(4), [0, 1, 2]) > 16
+
+
+# The claim.
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_claim_holds_for_any_seed(seed):
+    assert [line for line in least_norm(seed) if not line.holds] == []
+
+
+def failing():
+    return [line.what for line in least_norm(0) if not line.holds]
+
+
+def test_the_claim_fails_where_the_best_neuron_is_overlooked(monkeypatch):
+    def shy(k):
+        found = largest_correlation(k)
+        return Correlation(0.9 * found.value, found.neurons)
+
+    monkeypatch.setattr(module, "largest_correlation", shy)
+    wrong = failing()
+    assert "2 / M for k = 1 to 4: 2√2, 4√2, 16, 16" in wrong
+    assert "drawn networks of margin 1 have at least 2 / M" in wrong
+
+
+@pytest.mark.parametrize("name", ["weight", "bias", "output"])
+def test_the_claim_fails_with_wrong_neurons(monkeypatch, name):
+    kept = least_norm_circuit
+
+    def tampered(k):
+        circuit = kept(k)
+        values = getattr(circuit, name).clone()
+        values.view(-1)[0] += 0.1
+        return circuit._replace(**{name: values})
+
+    monkeypatch.setattr(module, "least_norm_circuit", tampered)
+    wrong = failing()
+    assert "2^k such neurons: their squared norm is 2 / M" in wrong
+    assert "they compute the parity itself, k = 1 to 8" in wrong
+
+
+def test_the_claim_fails_where_sets_are_missed(monkeypatch):
+    monkeypatch.setattr(module, "LARGEST_WEIGHTS", (1, 1, 2, 2))
+    assert "sets that a neuron can fire on: 4, 14, 104, 1882" in failing()
+
+
+def test_hypotheses_that_are_kept_show_nothing(monkeypatch):
+    def all_eight():
+        circuit = one_a_pattern(3)
+        whole = ParityCircuit(circuit.weight, circuit.bias + 1, circuit.output)
+        return norm_at_margin_one(network_of(whole, 3, range(3)), all_patterns(3), range(3))
+
+    def with_biases():
+        return np.array([LEAST[1], LEAST[3]])
+
+    def not_twice_as_large(network, inputs, secret):
+        return norm_at_margin_one(network, inputs.sign(), secret)
+
+    monkeypatch.setattr(module, "_cost_but_one", all_eight)
+    monkeypatch.setattr(module, "_costs_without_biases", with_biases)
+    monkeypatch.setattr(module, "norm_at_margin_one", not_twice_as_large)
+    assert failing() == [line.what for line in least_norm(0) if line.what.startswith("without: ")]
+    assert len(failing()) == 3
+
+
+def test_the_figure_has_the_costs_in_its_caption():
+    figure = draw_least_norm()
+    caption = " ".join(figure.get_supxlabel().split())
+    assert "the least of all networks, 16. Prop. 1: 42.3; Prop. 1, bias 2 − k: 16.0; Prop. 2: 265.8" in caption
+    assert "Prop. 3: 18.0; four of least norm: 16.0." in caption
+    left, right = figure.axes
+    assert sorted(text.get_text() for text in left.texts) == [
+        "Prop. 1",
+        "Prop. 1, bias 2 − k",
+        "Prop. 2",
+        "Prop. 3",
+        "four of least norm",
+    ]
+    for line in right.lines:
+        assert max(line.get_ydata()) <= 1 + 1e-12
+    figure.canvas.draw()
