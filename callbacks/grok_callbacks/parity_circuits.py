@@ -11,11 +11,13 @@ from typing_extensions import override
 from .functional.parity_circuits import (
     CONSTRUCTIONS,
     KINDS,
+    MOST_PROVED,
     Likeness,
     bias_ratios,
     circuit_of,
     constructions,
     count_neurons,
+    efficiency,
     likeness,
     neuron_kinds,
     off_support,
@@ -47,8 +49,9 @@ class ParityCircuits(Monitor):
     Merrill, Tsilivis, Shukla 2023 (arXiv 2303.11873, Appendix D) prove that 2^k ReLU neurons (Proposition 1) and, for
     k = 3, six (2) and four (3) compute it, and see sizes of 6 and 8 in what they train; they do not look at the
     weights. Here the neurons of the active subnetwork (see :class:`SparseSubnetworkExtractor`) are taken apart by the
-    signs of their weights on the secret bits, and compared with these three circuits and with two of ours
-    (:func:`grok_callbacks.functional.one_star`, :func:`grok_callbacks.functional.two_stars`). The network is
+    signs of their weights on the secret bits, and compared with these three circuits and with three of ours
+    (:func:`grok_callbacks.functional.nearer_half`, :func:`grok_callbacks.functional.one_star`,
+    :func:`grok_callbacks.functional.two_stars`), and with the least norm that a parity costs. The network is
     ``f(x) = Σ_j u_j relu(w_j · x + b_j)`` with one logit, rows are bits −1 and +1; a constant beside the sum, such as
     an output bias, is not looked at.
 
@@ -61,14 +64,16 @@ class ParityCircuits(Monitor):
     - ``fires`` ``(kind)``: on how many patterns a neuron fires, on average over those of a kind; NaN without any.
     - ``bias`` ``(kind)``: likewise, its bias over the mean size of its weights on the secret bits.
     - ``off_support``: norm of all their weights on the other bits over that on the secret bits.
+    - ``efficiency``: the least norm with which their mean margin can be had, over theirs: 1 at most
+      (:func:`grok_callbacks.functional.efficiency`); NaN if k is above 4.
     - ``found``, ``covered`` and ``likeness`` ``(construction)``: how much of the network is in a construction, how much
       of the construction is in the network, and their harmonic mean, each from 0 to 1
-      (:func:`grok_callbacks.functional.likeness`). NaN for all but ``proposition_1`` if k is not 3. Chance is far above
-      0: for k = 3, seven neurons drawn from an initial network of 1,000 have a likeness of 0.53-0.70 on average, by
-      construction, and of 0.86 at most (200 draws); all 1,000 together 0.73-0.77.
+      (:func:`grok_callbacks.functional.likeness`). NaN for all but ``proposition_1`` and ``nearer_half`` if k is not
+      3. Chance is far above 0: for k = 3, seven neurons drawn from an initial network of 1,000 have a likeness of
+      0.53-0.72 on average, by construction, and of 0.89 at most (200 draws); all 1,000 together 0.73-0.89.
 
-    Loggers get, as means over members, the number of ``patterns`` that have a neuron, ``off_support``, and the
-    ``likeness`` to each construction that there is.
+    Loggers get, as means over members, the number of ``patterns`` that have a neuron, ``off_support``, ``efficiency``
+    where it is known, and the ``likeness`` to each construction that there is.
 
     Args:
         layer: Dotted name of the layer that reads the rows and whose neurons they are; it has a ``weight`` of
@@ -96,6 +101,7 @@ class ParityCircuits(Monitor):
         "fires": ("kind",),
         "bias": ("kind",),
         "off_support": (),
+        "efficiency": (),
         "found": ("construction",),
         "covered": ("construction",),
         "likeness": ("construction",),
@@ -171,7 +177,10 @@ class ParityCircuits(Monitor):
             "patterns": torch.where(values["size"].isnan(), torch.nan, patterns).mean(),
             "off_support": values["off_support"].mean(),
         }
-        known = constructions(values["neurons"].shape[-1].bit_length() - 1)
+        k = values["neurons"].shape[-1].bit_length() - 1
+        known = constructions(k)
+        if k <= MOST_PROVED:
+            means["efficiency"] = values["efficiency"].mean()
         means |= {name: values["likeness"][:, CONSTRUCTIONS.index(name)].mean() for name in known}
         return {name: float(value) for name, value in means.items()}
 
@@ -277,6 +286,7 @@ def _compare(
         "fires": _mean_over(by_kind, patterns_fired_on(circuit).double()),
         "bias": _mean_over(by_kind, bias_ratios(circuit)),
         "off_support": off_support(weight, secret, everyone),
+        "efficiency": efficiency(weight, bias, output, secret, everyone),
         "found": torch.stack([each.found for each in likenesses]),
         "covered": torch.stack([each.covered for each in likenesses]),
         "likeness": torch.stack([each.both for each in likenesses]),

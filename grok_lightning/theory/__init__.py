@@ -23,7 +23,6 @@ from grok_lightning.theory.ingredients import (
     two_circuits_at_rest,
 )
 from grok_lightning.theory.ingredients_figures import draw_phase_map, draw_three_ingredients
-from grok_lightning.theory.least_norm import draw_least_norm, least_norm, least_norm_network
 from grok_lightning.theory.parity import (
     draw_propositions,
     proposition_1,
@@ -33,6 +32,7 @@ from grok_lightning.theory.parity import (
     proposition_3,
     proposition_3_network,
 )
+from grok_lightning.theory.parity_norm import draw_least_norm, least_norm, least_norm_network
 
 __all__ = [
     "CLAIMS",

@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from grok_callbacks import EveryNSteps, LogSpaced, ParityCircuits, SparseSubnetworkExtractor
-from grok_callbacks.functional import four_neurons, one_a_pattern, one_star, six_neurons, two_stars
+from grok_callbacks.functional import four_neurons, nearer_half, one_a_pattern, one_star, six_neurons, two_stars
 from grok_callbacks.functional.parity_circuits import CONSTRUCTIONS, KINDS
 from grok_lightning.data import TableData
 from grok_lightning.modules import MLP
@@ -16,6 +16,7 @@ from grok_lightning.tasks import ModularArithmetic, SparseParity
 
 OF_THREE = {
     "proposition_1": one_a_pattern(3),
+    "nearer_half": nearer_half(3),
     "proposition_2": six_neurons(),
     "proposition_3": four_neurons(),
     "one_star": one_star(),
@@ -84,10 +85,12 @@ def test_a_construction_is_found_among_small_neurons(measured, name, secret):
     assert found.size.tolist() == [len(circuit.bias)]
     at = CONSTRUCTIONS.index(name)
     for array in (found.found, found.covered, found.likeness):
-        assert array.shape == (1, 5)
+        assert array.shape == (1, 6)
         assert float(array[0, at]) == pytest.approx(1, abs=1e-6)
         assert int(found.likeness[0].argmax()) == at
     assert float(found.off_support) == 0
+    expected = {"proposition_1": 7**-0.5, "proposition_2": 0.286}.get(name, 1)
+    assert float(found.efficiency) == pytest.approx(expected, abs=1e-3)
     assert found.neurons.shape == (1, 3, 8)
     assert found.neurons[0].sum() == len(circuit.bias)
     if name == "proposition_1":
@@ -105,7 +108,7 @@ def test_a_constant_neuron_has_no_norm_and_is_not_seen_without_all(measured):
     found = measured(Theirs(four_neurons(), noise=0))
     assert found.size.tolist() == [4]
     assert found.neurons[0].sum() == 3
-    assert float(found.likeness[0, 2]) == pytest.approx(1, abs=1e-6)
+    assert float(found.likeness[0, CONSTRUCTIONS.index("proposition_3")]) == pytest.approx(1, abs=1e-6)
 
 
 @pytest.mark.parametrize("secret", [(0, 1), (5, 2), (1,), (3, 0, 6, 2)])
@@ -113,7 +116,8 @@ def test_of_other_numbers_of_bits_proposition_1_is_known(measured, secret):
     k = len(secret)
     found = measured(Theirs(one_a_pattern(k), secret=secret), all_rows(secret=secret), secret=secret)
     assert float(found.likeness[0, 0]) == pytest.approx(1, abs=1e-6)
-    assert found.likeness[0, 1:].isnan().all()
+    assert found.likeness[0, 2:].isnan().all()
+    assert 0 < found.efficiency < 1 + 1e-6
     assert found.neurons.shape == (1, 3, 2**k)
     assert found.neurons[0, 0].tolist() == [1] * 2**k
 
@@ -157,7 +161,7 @@ def test_a_network_that_says_nothing_has_no_neurons(measured):
     found = measured(module)
     assert found.size.tolist() == [0]
     assert found.neurons.sum() == 0
-    assert found.covered.tolist() == [[0] * 5]
+    assert found.covered.tolist() == [[0] * 6]
     assert found.likeness.isnan().all()
 
 
@@ -168,7 +172,7 @@ def test_what_loggers_get(make_trainer, recording_logger):
     assert recording_logger.values("parity_circuits/patterns") == [2, 2]
     assert recording_logger.values("parity_circuits/off_support") == [0, 0]
     assert recording_logger.values("parity_circuits/two_stars") == pytest.approx([1, 1], abs=1e-6)
-    assert len(recording_logger.points[0][1]) == 7
+    assert len(recording_logger.points[0][1]) == 9
 
 
 def test_arrays_have_names_along_their_dimensions(measured):
@@ -181,6 +185,7 @@ def test_arrays_have_names_along_their_dimensions(measured):
         "fires": ("step", "member", "kind"),
         "bias": ("step", "member", "kind"),
         "off_support": ("step", "member"),
+        "efficiency": ("step", "member"),
         "found": ("step", "member", "construction"),
         "covered": ("step", "member", "construction"),
         "likeness": ("step", "member", "construction"),

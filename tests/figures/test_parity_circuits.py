@@ -11,7 +11,7 @@ from grok_lightning.records import join_records
 from grok_lightning.report import write_comparison, write_report
 
 KINDS = ["same", "opposite", "neither"]
-CONSTRUCTIONS = ["proposition_1", "proposition_2", "proposition_3", "one_star", "two_stars"]
+CONSTRUCTIONS = ["proposition_1", "nearer_half", "proposition_2", "proposition_3", "one_star", "two_stars"]
 
 
 def patterns(k):
@@ -30,11 +30,11 @@ def circuits(members, k=3, steps=(0, 4800, 9600)):
     if members > 1:
         neurons[-1, 1] = 0
         neurons[-1, 1, 0] = 1
-    likeness = 0.5 + 0.3 * rng.random((len(steps), members, 5))
-    likeness[-1, 0, 3] = 0.97
+    likeness = 0.5 + 0.3 * rng.random((len(steps), members, 6))
+    likeness[-1, 0, 4] = 0.97
     likeness[-1, 1:2, 0] = 1
     if k != 3:
-        likeness[:, :, 1:] = np.nan
+        likeness[:, :, 2:] = np.nan
     bias = np.tile([-1.07, 0.95, np.nan], (len(steps), members, 1))
     if members > 1:
         bias[-1, 1, 1] = np.nan
@@ -46,6 +46,7 @@ def circuits(members, k=3, steps=(0, 4800, 9600)):
             "fires": ((*both, "kind"), bias + 3),
             "bias": ((*both, "kind"), bias),
             "off_support": (both, np.broadcast_to(0.01 * (4 + np.arange(members)), (len(steps), members))),
+            "efficiency": (both, np.full((len(steps), members), 0.999 if k < 5 else np.nan)),
             **dict.fromkeys(("found", "covered", "likeness"), ((*both, "construction"), likeness)),
         },
         coords={
@@ -90,7 +91,9 @@ def test_the_table_has_the_last_measurement_of_each_member():
         "neither": "1",
         "bias": "−1.07, +0.95",
         "off support": "0.04",
+        "efficiency": "0.999",
         "Prop. 1": first["Prop. 1"],
+        "nearer half": first["nearer half"],
         "Prop. 2": first["Prop. 2"],
         "Prop. 3": first["Prop. 3"],
         "one star": "0.97",
@@ -116,13 +119,13 @@ def test_sentences_are_computed_from_the_last_measurement():
     assert "over that on the secret bits: 0.04 (median; range 0.04 to 0.05)." in text
 
 
-def test_of_other_numbers_of_bits_there_is_one_construction_and_no_nearest():
+def test_of_other_numbers_of_bits_there_are_two_constructions():
     table = circuits_table(record(k=4))
-    assert "nearest" not in table
     assert "one star" not in table
+    assert "nearer half" in table
+    assert "nearest" in table
     assert "Prop. 1" in table
     assert len(rows(table)[0]["same sign"].split("(")[1].split()) == 16
-    assert "nearest" not in found_parity_circuits(record(k=4))
     assert "(" not in rows(circuits_table(record(k=5)))[0]["same sign"], "too many patterns to list"
 
 

@@ -18,8 +18,10 @@ __all__ = [
     "constructions",
     "contributions",
     "count_neurons",
+    "efficiency",
     "four_neurons",
     "likeness",
+    "nearer_half",
     "neuron_kinds",
     "off_support",
     "one_a_pattern",
@@ -31,11 +33,14 @@ __all__ = [
     "two_stars",
 ]
 
-CONSTRUCTIONS = ("proposition_1", "proposition_2", "proposition_3", "one_star", "two_stars")
+CONSTRUCTIONS = ("proposition_1", "nearer_half", "proposition_2", "proposition_3", "one_star", "two_stars")
 """Names of the circuits that :func:`constructions` returns."""
 
 KINDS = ("same", "opposite", "neither")
 """Kinds of neuron, in the order of the numbers of :func:`neuron_kinds`."""
+
+MOST_PROVED = 4
+"""Number of bits up to which the least norm is known."""
 
 
 class ParityCircuit(NamedTuple):
@@ -101,6 +106,26 @@ def one_a_pattern(k: int) -> ParityCircuit:
     return ParityCircuit(signs, signs.new_full((2**k,), 1 - k), signs.prod(dim=1))
 
 
+def nearer_half(k: int) -> ParityCircuit:
+    """Return 2^k neurons, one a pattern s, each of which fires on the patterns that are nearer to s than to −s (ours).
+
+    The weights are s, the bias is 0 for even k and 1 for odd k, and outputs make the sum the parity itself. For k up to
+    4 no network computes it at a smaller squared norm: :func:`grok_lightning.theory.parity_norm.least_norm`. For k = 1
+    and 2 it is the circuit of Proposition 1 but for scale.
+
+    Args:
+        k: Number of secret bits, at least 1.
+
+    Raises:
+        ValueError: If k is below 1.
+
+    """
+    signs = sign_patterns(k)
+    parities, bias = signs.prod(dim=1), signs.new_full((2**k,), k % 2)
+    on_ones = torch.relu(signs.sum(dim=1) + bias)  # what each neuron puts out where all bits are +1
+    return ParityCircuit(signs, bias, parities / (parities * on_ones).sum())
+
+
 def six_neurons() -> ParityCircuit:
     """Return the six neurons of Proposition 2 of Merrill, Tsilivis, Shukla 2023 (arXiv 2303.11873), for 3 bits."""
     return _circuit(
@@ -133,8 +158,9 @@ def one_star() -> ParityCircuit:
     biases is that of weights, as in trained networks.
 
     Half the squared norm of all its weights and biases, once every neuron is scaled so that what goes in and what comes
-    out have the same norm, is Σ |output| ‖(weight, bias)‖ = 8. So it is for :func:`two_stars`, and for Proposition 1
-    with biases −1: weight decay does not tell them apart. For Proposition 3 it is 9.
+    out have the same norm, is Σ |output| ‖(weight, bias)‖ = 8, the least that there is
+    (:func:`grok_lightning.theory.parity_norm.least_norm`). So it is for :func:`two_stars`, :func:`nearer_half`, and
+    Proposition 1 with biases −1: weight decay does not tell them apart. For Proposition 3 it is 9.
     """
     rows = [[1, 1, 1, 1, -0.5], [1, 1, 1, -1, 1.5], *([*s, -1, 0.5] for s in ([1, -1, -1], [-1, 1, -1], [-1, -1, 1]))]
     return _circuit([*rows, [-1, -1, -1, -1, -0.5]])
@@ -159,8 +185,8 @@ def constructions(k: int) -> dict[str, Tensor]:
     """Return what the neurons of the circuits for k bits contribute, by the circuits' names in :data:`CONSTRUCTIONS`.
 
     Flipping signs of bits, with the output's sign where their number is odd, and exchanging bits turn a circuit for the
-    parity into another one, an image of the first. Proposition 1 is its own image; of the others, which there are for 3
-    bits alone, all 48 are returned, some of them more than once.
+    parity into another one, an image of the first. Proposition 1 and the nearer half are their own images; of the
+    others, which there are for 3 bits alone, all 48 are returned, some of them more than once.
 
     Returns:
         ``(image, neuron, 2^k)`` each, float64; see :func:`contributions`.
@@ -169,10 +195,11 @@ def constructions(k: int) -> dict[str, Tensor]:
         ValueError: If k is below 1.
 
     """
-    found = {"proposition_1": contributions(one_a_pattern(k)).unsqueeze(0)}
+    circuits = (one_a_pattern(k), nearer_half(k))
+    found = {name: contributions(circuit)[None] for name, circuit in zip(CONSTRUCTIONS[:2], circuits, strict=True)}
     if k == 3:
-        circuits = (six_neurons(), four_neurons(), one_star(), two_stars())
-        found |= {name: _images(circuit) for name, circuit in zip(CONSTRUCTIONS[1:], circuits, strict=True)}
+        circuits_of_three = (six_neurons(), four_neurons(), one_star(), two_stars())
+        found |= {name: _images(circuit) for name, circuit in zip(CONSTRUCTIONS[2:], circuits_of_three, strict=True)}
     return found
 
 
@@ -289,6 +316,46 @@ def off_support(weight: Tensor, secret: Tensor, chosen: Tensor) -> Tensor:
     on = squares.gather(-1, secret)
     rest = squares.scatter(-1, secret, 0)  # no difference of sums: what is 0 has to come out as 0
     return (rest.sum(dim=-1) / on.sum(dim=-1)).sqrt()
+
+
+def efficiency(weight: Tensor, bias: Tensor, output: Tensor, secret: Tensor, chosen: Tensor) -> Tensor:
+    """Return how near neurons come to the least norm with which their mean margin can be had (ours), ``(...)``.
+
+    A network of one hidden ReLU layer whose output times the parity is m on average over all inputs has a squared norm
+    of at least 2m / M, biases included, where M, what one neuron can do per norm, is attained by :func:`nearer_half`:
+    :func:`grok_lightning.theory.parity_norm.least_norm`. The efficiency is 2m / M over the least squared norm to which
+    the neurons can be rescaled, ``2 Σ |output| ‖(weight, bias)‖``: 1 for a network of least norm, 0.89 for Proposition
+    3, 0.38 for Proposition 1 (k = 3), about 0 for neurons drawn at random, negative for the wrong sign.
+
+    Means are over the 2^k patterns of the secret bits with all others 0; weights on the others count in the norm.
+
+    Args:
+        weight: ``(..., neuron, n)``.
+        bias: ``(..., neuron)``.
+        output: ``(..., neuron)``.
+        secret: ``(..., k)``, int64.
+        chosen: ``(..., neuron)``, bool.
+
+    Returns:
+        −1 to 1, but for rounding; NaN if k is above 4, for which M is not known, or where the chosen neurons have no
+        norm, or one that is no number.
+
+    """
+    circuit = circuit_of(weight, bias, output, secret)
+    k = secret.shape[-1]
+    if k > MOST_PROVED:
+        return circuit.bias.new_full(chosen.shape[:-1], torch.nan)
+    margin, price = _margins_and_prices(circuit, weight)
+    best, best_price = _margins_and_prices(nearer_half(k))
+    total = [torch.where(chosen, values, 0).sum(dim=-1) for values in (margin, price)]
+    return total[0] / total[1] * float(best_price[0] / best[0])
+
+
+def _margins_and_prices(circuit: ParityCircuit, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Return each neuron's mean of parity times contribution, and ``|output| ‖(weight, bias)‖``, ``(..., neuron)``."""
+    parity = sign_patterns(circuit.weight.shape[-1]).prod(dim=1).to(circuit.weight.device)
+    every = (circuit.weight if weight is None else weight.double()).square().sum(dim=-1) + circuit.bias.square()
+    return contributions(circuit) @ parity / len(parity), circuit.output.abs() * every.sqrt()
 
 
 # ---- likeness --------------------------------------------------------------------------------------------------------

@@ -13,8 +13,10 @@ from grok_callbacks.functional.parity_circuits import (
     constructions,
     contributions,
     count_neurons,
+    efficiency,
     four_neurons,
     likeness,
+    nearer_half,
     neuron_kinds,
     off_support,
     one_a_pattern,
@@ -28,6 +30,7 @@ from grok_callbacks.functional.parity_circuits import (
 
 OF_THREE = {
     "proposition_1": one_a_pattern(3),
+    "nearer_half": nearer_half(3),
     "proposition_2": six_neurons(),
     "proposition_3": four_neurons(),
     "one_star": one_star(),
@@ -70,13 +73,15 @@ def test_every_construction_computes_the_parity(name):
     assert all(math.fsum(row) * y > 0 for row, y in zip(outputs(OF_THREE[name]), parity, strict=True))
 
 
-@pytest.mark.parametrize("name", ["proposition_1", "proposition_3", "one_star", "two_stars"])
+@pytest.mark.parametrize("name", ["proposition_1", "nearer_half", "proposition_3", "one_star", "two_stars"])
 def test_all_but_proposition_2_are_the_parity_itself(name):
     parity = [math.prod(x) for x in product([-1, 1], repeat=3)]
     assert [math.fsum(row) for row in outputs(OF_THREE[name])] == parity
 
 
-@pytest.mark.parametrize(("name", "expected"), [("proposition_3", 9), ("one_star", 8), ("two_stars", 8)])
+@pytest.mark.parametrize(
+    ("name", "expected"), [("proposition_3", 9), ("one_star", 8), ("two_stars", 8), ("nearer_half", 8)]
+)
 def test_half_the_squared_norm_of_a_balanced_network_is_as_said(name, expected):
     """A neuron scaled by c costs (c² ‖(w, b)‖² + u² / c²) / 2: of many c the least comes near the product."""
     nearer = one_a_pattern(3)._replace(bias=-torch.ones(8).double(), output=one_a_pattern(3).output / 2)
@@ -104,13 +109,29 @@ def test_patterns_count_in_binary():
 
 
 @pytest.mark.parametrize("k", [1, 2, 3, 4, 10])
-def test_three_bits_have_five_constructions_and_other_numbers_one(k):
+def test_three_bits_have_six_constructions_and_other_numbers_two(k):
     found = constructions(k)
-    assert tuple(found) == (CONSTRUCTIONS if k == 3 else CONSTRUCTIONS[:1])
-    assert found["proposition_1"].shape == (1, 2**k, 2**k)
+    assert tuple(found) == (CONSTRUCTIONS if k == 3 else CONSTRUCTIONS[:2])
+    assert found["proposition_1"].shape == found["nearer_half"].shape == (1, 2**k, 2**k)
 
 
-@pytest.mark.parametrize("name", CONSTRUCTIONS[1:])
+@pytest.mark.parametrize("k", range(1, 8))
+def test_the_nearer_half_is_the_parity_itself_and_fires_on_the_nearer_half(k):
+    circuit = nearer_half(k)
+    rows = list(product([-1, 1], repeat=k))
+    assert [math.fsum(row) for row in outputs(circuit)] == pytest.approx([math.prod(x) for x in rows])
+    fires = contributions(circuit) != 0
+    for s, row in zip(rows, fires.tolist(), strict=True):
+        assert row == [sum(a != b for a, b in zip(s, x, strict=True)) < k / 2 for x in rows]
+
+
+@pytest.mark.parametrize("k", [0, -1])
+def test_the_nearer_half_of_no_bits_is_refused(k):
+    with pytest.raises(ValueError, match="k: expected at least 1 bit"):
+        nearer_half(k)
+
+
+@pytest.mark.parametrize("name", CONSTRUCTIONS[2:])
 def test_every_image_computes_the_parity_and_they_are_all_there(name):
     """Images by definition: exchange the bits of the row, flip some, and the output with an odd number of them."""
     circuit, images = OF_THREE[name], constructions(3)[name]
@@ -215,6 +236,72 @@ def test_weights_off_the_support_are_measured_against_those_on_it():
     assert float(off_support(weight[:, [2, 0]], torch.tensor([1, 0]), chosen)) == 0
     assert off_support(weight, secret, torch.zeros(3, dtype=torch.bool)).isnan()
     assert off_support(torch.tensor([[0.0, 1.0]]), torch.tensor([0]), torch.tensor([True])).isinf()
+
+
+# ---- efficiency ------------------------------------------------------------------------------------------------------
+
+
+def of_all(circuit, secret=None):
+    k = circuit.weight.shape[-1]
+    return efficiency(*circuit, torch.arange(k) if secret is None else secret, everyone(circuit))
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("proposition_1", 16 / (16 * math.sqrt(7))),
+        ("proposition_2", 4.75 * 16 / (80 * math.sqrt(7) + 4 * math.sqrt(183))),
+        ("proposition_3", 16 / 18),
+        ("nearer_half", 1),
+        ("one_star", 1),
+        ("two_stars", 1),
+    ],
+)
+def test_the_efficiency_of_every_construction(name, expected):
+    assert float(of_all(OF_THREE[name])) == pytest.approx(expected, rel=1e-12)
+
+
+def test_efficiency_by_definition_knows_no_scales_and_has_a_sign():
+    circuit, secret = drawn(5, 9), torch.tensor([7, 2, 4])
+    chosen = torch.tensor([True, True, False, True, True])
+    scales = torch.tensor([0.1, 3, 5, 1, 7]).double()
+    moved = ParityCircuit(circuit.weight * scales[:, None], circuit.bias * scales, circuit.output / scales)
+    margin = price = 0.0
+    for w, b, u, counts in zip(*(part.tolist() for part in circuit), chosen.tolist(), strict=True):
+        if counts:
+            for x in product([-1, 1], repeat=3):
+                active = max(0.0, sum(w[i] * xi for i, xi in zip(secret.tolist(), x, strict=True)) + b)
+                margin += math.prod(x) * u * active / 8
+            price += abs(u) * math.hypot(*w, b)
+    for each in (circuit, moved):
+        assert float(efficiency(*each, secret, chosen)) == pytest.approx(8 * margin / price, rel=1e-12)
+    wrong = circuit._replace(output=-circuit.output)
+    assert float(efficiency(*wrong, secret, chosen)) == pytest.approx(-8 * margin / price, rel=1e-12)
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 4])
+def test_no_drawn_neurons_are_more_than_efficient(k):
+    neurons = drawn(20_000, k + 1, seed=k)
+    single = ParityCircuit(neurons.weight[:, None], neurons.bias[:, None], neurons.output[:, None])
+    found = efficiency(*single, torch.arange(k).expand(20_000, k), everyone(single))
+    assert float(found.abs().max()) < 1
+    assert float(found.max()) > 0.5, "of single neurons some are good by chance"
+
+
+def test_weights_on_other_bits_cost():
+    circuit = two_stars()
+    wide = circuit._replace(weight=torch.cat([circuit.weight, torch.full((4, 1), 2.0).double()], dim=1))
+    assert float(of_all(wide, torch.arange(3))) == pytest.approx(math.sqrt(4 / 8))
+
+
+def test_efficiency_is_unknown_beyond_four_bits_and_of_nothing():
+    assert of_all(nearer_half(4)).isfinite()
+    assert of_all(nearer_half(5)).isnan()
+    circuit = two_stars()
+    assert efficiency(*circuit, torch.arange(3), torch.zeros(4, dtype=torch.bool)).isnan()
+    broken = circuit._replace(bias=torch.tensor([1, math.nan, 1, -1]))
+    assert of_all(broken).isnan()
+    assert efficiency(*broken, torch.arange(3), torch.tensor([True, False, True, True])).isfinite()
 
 
 # ---- likeness --------------------------------------------------------------------------------------------------------

@@ -11,7 +11,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from grok_callbacks.functional.parity_circuits import ParityCircuit, four_neurons, one_a_pattern, six_neurons
+from grok_callbacks.functional.parity_circuits import (
+    ParityCircuit,
+    four_neurons,
+    nearer_half,
+    one_a_pattern,
+    one_star,
+    six_neurons,
+    two_stars,
+)
 from grok_lightning.figures.style import (
     BLACK,
     BLUE,
@@ -32,10 +40,8 @@ __all__ = [
     "Correlation",
     "draw_least_norm",
     "firing_sets",
-    "four_neurons_of_least_norm",
     "largest_correlation",
     "least_norm",
-    "least_norm_circuit",
     "least_norm_network",
 ]
 
@@ -65,36 +71,8 @@ class Correlation(NamedTuple):
     neurons: Array
 
 
-def least_norm_circuit(k: int) -> ParityCircuit:
-    """Return 2^k neurons of equal weights that compute the parity of k bits, for k up to 4 at the least squared norm.
-
-    One a sign pattern s, with the weights s, a bias of 0 if k is even and of 1 if k is odd, and the output that makes
-    the sum the parity itself. A neuron fires on about half of all patterns, unlike those of Proposition 1.
-
-    Args:
-        k: Number of secret bits, at least 1.
-
-    Raises:
-        ValueError: If k is below 1.
-
-    """
-    signs, _, parities = one_a_pattern(k)
-    bias = torch.full_like(parities, k % 2)
-    on_ones = torch.relu(signs.sum(dim=1) + bias)  # what each neuron puts out where all bits are +1
-    return ParityCircuit(signs, bias, parities / (parities * on_ones).sum())
-
-
-def four_neurons_of_least_norm() -> ParityCircuit:
-    """Return four neurons that compute the parity of three bits at the least squared norm, as no fewer do.
-
-    With X the sum of the bits, ``f = (3 relu(X − 1) − 3 relu(−X − 1) − relu(X + 1) + relu(−X + 1)) / 2``.
-    """
-    sums = torch.tensor([[1, -1, 3], [-1, -1, -3], [1, 1, -1], [-1, 1, 1]], dtype=torch.float64)
-    return ParityCircuit(sums[:, :1].expand(-1, 3).clone(), sums[:, 1].clone(), sums[:, 2] / 2)
-
-
 def least_norm_network(n: int, secret: Sequence[int], width: int | None = None) -> MLPNetwork:
-    """Return the network of :func:`least_norm_circuit` on k secret bits out of n; see there.
+    """Return the network of :func:`~grok_callbacks.functional.nearer_half` on k secret bits out of n; see there.
 
     Args:
         n: Number of bits.
@@ -105,7 +83,7 @@ def least_norm_network(n: int, secret: Sequence[int], width: int | None = None) 
         ValueError: As :func:`~grok_lightning.theory.parity.network_of` does.
 
     """
-    return network_of(least_norm_circuit(len(secret)), n, secret, width)
+    return network_of(nearer_half(len(secret)), n, secret, width)
 
 
 def firing_sets(k: int, *, alike: bool = True) -> NDArray[np.bool_]:
@@ -176,8 +154,9 @@ def least_norm(seed: int = 0) -> list[Line]:
     half of all inputs and down on the others, and lengthens the neuron by more than that can gain. For k = 1, 2, 3, 4
     bits 2 / M is 2√2, 4√2, 16, 16. Where it is attained, every neuron has weights of one size on all secret bits, no
     others, and a bias of 0 for even k; for odd k one of that size and of either sign (for k = 1, positive). 2^k neurons
-    attain it, and for k = 3 four do, no fewer. So for k = 3 Proposition 3 (18) is close to what weight decay prefers,
-    Proposition 1 is with the bias 2 − k (16) in place of 1 − k (42.3), and Proposition 2 (265.8) is not.
+    attain it; for k = 3 six and four do (`one_star`, `two_stars`), and no fewer. So for k = 3 Proposition 3 (18) is
+    close to what weight decay prefers, Proposition 1 is with the bias 2 − k (16) in place of 1 − k (42.3), and
+    Proposition 2 (265.8) is not.
 
     Hypotheses: a margin of 1 on every input; inputs are −1 and +1; the squared norm counts hidden biases; k is at most
     4 for the values of M, found by going through all sets of patterns that a neuron can fire on. An output bias would
@@ -198,10 +177,10 @@ def least_norm(seed: int = 0) -> list[Line]:
     sizes = range(1, LARGEST_K + 1)
     found = [largest_correlation(k) for k in sizes]
     bounds = 2 / np.array([correlation.value for correlation in found])
-    costs = [_cost(least_norm_circuit(k)) for k in sizes]
-    errors = [_distance_from_parity(least_norm_circuit(k)) for k in range(1, 9)]
+    costs = [_cost(nearer_half(k)) for k in sizes]
+    errors = [_distance_from_parity(nearer_half(k)) for k in range(1, 9)]
     shapes = [_sizes_of(correlation.neurons) for correlation in found]
-    four = four_neurons_of_least_norm()
+    stars = [one_star(), two_stars()]
     drawn = np.array([_drawn_cost(generator, k) for k in sizes for _ in range(DRAWS)]).reshape(LARGEST_K, DRAWS)
     wide = np.array(
         [norm_at_margin_one(least_norm_network(k, range(k)), 2 * all_patterns(k), range(k)) for k in (2, 4)]
@@ -219,7 +198,10 @@ def least_norm(seed: int = 0) -> list[Line]:
         ),
         Line.same("2^k such neurons: their squared norm is 2 / M", bounds, costs, 16 * ROUNDING),
         Line.equal("they compute the parity itself, k = 1 to 8", 0, max(errors), ROUNDING),
-        Line.same("so do four for k = 3, at 16", (16, 0), (_cost(four), _distance_from_parity(four)), 16 * ROUNDING),
+        Line.same(
+            "so do six and four for k = 3 (one star, two stars): 16", [16, 16], [_cost(s) for s in stars], 16 * ROUNDING
+        ),
+        Line.same("they compute the parity itself", [0, 0], [_distance_from_parity(s) for s in stars], ROUNDING),
         Line.equal("fewest of the best neurons that compute it, k = 3", 4, _fewest(found[2].neurons), 0),
         Line.always("drawn networks of margin 1 have at least 2 / M", 1 - drawn / bounds[:, None], ROUNDING),
         Line.needed("a margin of 1 on every input (on all but one)", 1 - _cost_but_one() / bounds[2], ROUNDING),
@@ -275,9 +257,9 @@ def _fewest(neurons: Array) -> int:
 
 def _drawn_cost(generator: np.random.Generator, k: int) -> float:
     """Return the cost of a circuit for k of k + 1 bits with all its parameters changed at random, somewhat."""
-    circuits = [one_a_pattern(k), least_norm_circuit(k)]
+    circuits = [one_a_pattern(k), nearer_half(k)]
     if k == 3:
-        circuits += [six_neurons(), four_neurons(), four_neurons_of_least_norm()]
+        circuits += [six_neurons(), four_neurons(), one_star(), two_stars()]
     network = network_of(circuits[generator.integers(len(circuits))], k + 1, range(k))
     state = network.state_dict()
     noise = {name: torch.from_numpy(generator.standard_normal(value.shape)) for name, value in state.items()}
@@ -299,7 +281,7 @@ def _cost_but_one() -> float:
 def _costs_without_biases() -> Array:
     """Return what 2^k neurons with weights of one size and a bias as large cost, less the share of the bias."""
     # Of each neuron, 2 |output| times the norm of its weights alone.
-    circuits = [least_norm_circuit(k) for k in (1, 3)]
+    circuits = [nearer_half(k) for k in (1, 3)]
     costs = [2 * float((circuit.output.abs() * circuit.weight.norm(dim=1)).sum()) for circuit in circuits]
     return np.array(costs)
 
@@ -334,7 +316,8 @@ def _draw_costs(axes: Axes) -> str:
         ("Prop. 1, bias 2 − k", pattern._replace(bias=pattern.bias + 1), "o", (-9, 9)),
         ("Prop. 2", six_neurons(), "s", (9, 0)),
         ("Prop. 3", four_neurons(), "^", (9, 9)),
-        ("four of least norm", four_neurons_of_least_norm(), "D", (9, -9)),
+        ("one star", one_star(), "D", (0, -12)),
+        ("two stars", two_stars(), "D", (9, -9)),
     ]
     least, costs = 2 / largest_correlation(3).value, []
     for name, circuit, marker, offset in circuits:
@@ -346,7 +329,7 @@ def _draw_costs(axes: Axes) -> str:
             (size, cost),
             xytext=offset,
             textcoords="offset points",
-            ha="left" if offset[0] > 0 else "right",
+            ha={1: "left", 0: "center", -1: "right"}[int(np.sign(offset[0]))],
             va="center",
             fontsize=TICK,
         )
