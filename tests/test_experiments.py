@@ -81,6 +81,17 @@ def test_the_generalizing_subnetwork_wins(parity: Run) -> None:
 
 
 @pytest.mark.slow
+def test_what_generalises_costs_nearly_the_least_norm(parity: Run) -> None:
+    """``theory least_norm``; Propositions 1 to 3 have 0.38, 0.29 and 0.89, initial networks about 0."""
+    group = parity.record["parity_circuits"].to_dataset()
+    efficiency = group["efficiency"].transpose("step", "member").values
+    assert (np.abs(efficiency[0]) < 0.1).all(), efficiency[0]
+    assert (efficiency[-1] > 0.9).all(), efficiency[-1]
+    assert (efficiency[-1] < 1).all(), efficiency[-1]
+    assert (group["neurons"].sel(kind="neither").isel(step=-1) == 0).all()
+
+
+@pytest.mark.slow
 def test_a_lottery_ticket_groks_without_delay(parity: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """What generalises does so as soon as it memorises; a member may fail to do either."""
     monkeypatch.chdir(parity.directory.parents[2])
@@ -141,3 +152,19 @@ def test_a_network_forgets_when_rows_are_taken_away(tmp_path: Path, monkeypatch:
     end = accuracy.isel(step=-1).sel(split="held_out")
     assert (end.where(curves["train_size"] == 60, drop=True) < 0.35).all()
     assert (end.where(curves["train_size"] == 640, drop=True) > 0.85).all()
+
+
+@pytest.mark.slow
+def test_a_network_of_squares_groks_and_becomes_trigonometric(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gromov 2023 (arXiv 2301.02679) has the network on paper; training comes to one like it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["grok"])
+    record = fit("modular_addition_mlp").record
+    onset = record["onset"]["step"]
+    assert (onset.sel(event="memorised") <= 60).all(), onset.values
+    assert (onset.sel(event="generalised") >= 300).all(), onset.values
+    assert (onset.sel(event="generalised") <= 1800).all(), onset.values
+    last = record["fourier"].to_dataset().isel(step=-1)
+    assert (last["share"].sel(over="all") > 0.99).all(), last["share"].values
+    explained = last["neuron_explained"].median("neuron").values
+    assert ((explained > 0.75) & (explained < 0.87)).all(), explained

@@ -37,7 +37,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_block_of_python_is_tested() -> None:
-    assert README.count("```python") == len(BLOCKS) == 9
+    assert README.count("```python") == len(BLOCKS) == 10
 
 
 def test_a_record_becomes_a_table(tmp_path: Path) -> None:
@@ -67,6 +67,15 @@ def test_the_circuits_of_a_project_are_split(tmp_path: Path) -> None:
     assert float(circuits.history["train_share"][-1, 0]) == pytest.approx(130 / 169)
     assert circuits.history["neuron_frequency"].shape == (len(share), 1, 128)
     assert names["norm"].history["total"].isfinite().all()
+
+
+def test_a_network_of_a_proof_is_trained_on() -> None:
+    names: dict = {}
+    exec(BLOCKS["theory"], names)  # noqa: S102
+    found = names["circuits"].history
+    assert found["size"].tolist() == [[8], [8]]
+    assert float(found["efficiency"][0, 0]) == pytest.approx(7**-0.5, abs=1e-5)
+    assert float(found["efficiency"][1, 0]) > 0.9
 
 
 def test_the_rows_of_a_project_are_taken_away(tmp_path: Path) -> None:

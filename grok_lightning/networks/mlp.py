@@ -103,7 +103,7 @@ class MLPNetwork(Network):
         if not inputs.is_floating_point():
             raise ValueError(
                 f"expected rows of numbers, got tokens ({inputs.dtype}): use a network that embeds them, such as "
-                "Transformer"
+                "Transformer, or rows without them (ModularArithmetic: encoding: one-hot)"
             )
 
     @property
