@@ -116,8 +116,8 @@ def write_report(record: xr.DataTree, directory: str | os.PathLike[str]) -> Path
         OSError: If the directory cannot be written to.
     """
     title = str(record.attrs.get("experiment", "")) or "run"
-    before = _summary(record) + _sweep_section(record) + _members_table({title: record}) + _circuits_section(record)
-    return _write_page(record, Path(directory), title, before, _more(record))
+    before = _summary(record) + _sweep_section(record) + _members_table({title: record})
+    return _write_page(record, Path(directory), title, before, _circuits_section(record) + _more(record))
 
 
 def write_comparison(
@@ -141,8 +141,8 @@ def write_comparison(
     """
     verdicts = "\n".join(f"<h2>{escape(label)}</h2>\n{_summary(record)}" for label, record in records.items())
     more = "\n".join(_more(record, f" of {label}") for label, record in records.items())
-    before = f"{verdicts}\n{_sweep_section(joined)}{_members_table(records)}{_circuits_section(joined)}"
-    return _write_page(joined, Path(directory), " + ".join(records), before, more)
+    before = f"{verdicts}\n{_sweep_section(joined)}{_members_table(records)}"
+    return _write_page(joined, Path(directory), " + ".join(records), before, _circuits_section(joined) + more)
 
 
 def _write_page(record: xr.DataTree, directory: Path, title: str, before: str, after: str) -> Path:

@@ -98,6 +98,7 @@ def _rows(last: xr.Dataset) -> list[dict[str, str]]:
         row |= {
             "neurons": _cell(size[e]),
             "patterns": f"{np.count_nonzero(counts)} of {counts.size}" if known else "–",
+            "efficiency": _fraction(efficiency[e]),
         }
         if len(alike) > 1:
             row["nearest"] = f"{nearest} ({_fraction(alike[nearest][e])})" if nearest else "–"
@@ -107,7 +108,6 @@ def _rows(last: xr.Dataset) -> list[dict[str, str]]:
             "neither": _cell(size[e] - helping),
             "bias": f"{_signed(bias[SAME][e])}, {_signed(bias[OPPOSITE][e])}",
             "off support": _fraction(off_support[e]),
-            "efficiency": _fraction(efficiency[e]),
         }
         rows.append(row | {_heading(name): _fraction(values[e]) for name, values in alike.items()})
     return rows
