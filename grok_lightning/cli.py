@@ -73,8 +73,7 @@ from grok_lightning.strategies import PopulationStrategy, check_enough_members
 from grok_lightning.sweeps import Margins
 from grok_lightning.tasks import Task
 from grok_lightning.terminal import StepBar, Summary
-from grok_lightning.theory import CLAIMS
-from grok_lightning.theory.table import check_claims
+from grok_lightning.theory import command as theory
 
 __all__ = ["GrokCLI", "main"]
 
@@ -92,13 +91,6 @@ Draw the figures and the page of a run again; of the newest run without RUN. Of 
 another, on a page in a directory named compared, beside the experiment of the first.
 
 RUN is the directory of a run, or one above it for the newest run in it."""
-THEORY_USAGE = f"""usage: {PROGRAM} theory [NAME ...]
-
-Check what the papers prove: a table of each claim, what it predicts, what was computed and how far the two are apart;
-and figures, in {RUNS}/{THEORY}. All claims without NAME; of those named, statement, hypotheses and source too. The exit
-code is 1 if a line does not hold.
-
-NAME is one of"""
 USERS = (ValueError, TypeError, RuntimeError, OSError, NotImplementedError, MisconfigurationException)
 """Errors that arguments cause; others, before training begins, are faults of a program and keep their traceback."""
 
@@ -495,7 +487,8 @@ def main(args: Sequence[str] | None = None) -> None:
             _report(argv[1:])
             return
         if argv[:1] == [THEORY]:
-            _theory(argv[1:])
+            if not theory.run(argv[1:], f"{PROGRAM} {THEORY}", Path(RUNS) / THEORY):
+                raise SystemExit(1)
             return
         _check_words(argv)
         argv = _with_shipped_configs(_with_config_of_run(argv))
@@ -585,25 +578,6 @@ def _report(argv: Sequence[str]) -> None:
     except OSError as error:
         raise UserError(f"report: {error}") from error
     print(page)  # noqa: T201
-
-
-def _theory(argv: Sequence[str]) -> None:
-    if "-h" in argv or "--help" in argv:
-        width = max(len(claim.name) for claim in CLAIMS)
-        print("\n".join([THEORY_USAGE, *(f"  {claim.name:{width}}  {claim.title}" for claim in CLAIMS)]))  # noqa: T201
-        return
-    names = [claim.name for claim in CLAIMS]
-    for name in argv:
-        if name not in names:
-            known = nearest(name, names) or f"; expected some of {', '.join(names)}"
-            raise UserError(f"theory: there is no claim '{name}'{known}")
-    chosen = [claim for claim in CLAIMS if claim.name in argv or not argv]
-    try:
-        held = check_claims(chosen, Path(RUNS) / THEORY, statements=bool(argv))
-    except OSError as error:
-        raise UserError(f"theory: cannot write {error.filename}: {error.strerror}") from error
-    if not held:
-        raise SystemExit(1)
 
 
 def _compare(runs: Sequence[Run]) -> Path:

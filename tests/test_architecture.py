@@ -140,6 +140,7 @@ RULES = {
             "rich",
             "grok_callbacks.files",
             "grok_callbacks.functional",
+            "grok_lightning.errors",
             "grok_lightning.figures",
             "grok_lightning.networks",
         ),

@@ -17,14 +17,12 @@ import pytest
 import torch
 import yaml
 from lightning.pytorch.accelerators import MPSAccelerator
-from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from xarray import DataTree
 
-from grok_lightning import checkpoints, cli, report
+from grok_lightning import checkpoints, report
 from grok_lightning.cli import main
 from grok_lightning.records import build_record, read_record, write_record
-from grok_lightning.theory import CLAIMS, Claim, Line
 
 CONFIG = """
 model:
@@ -836,57 +834,6 @@ def test_the_general_help_names_every_subcommand(capsys: pytest.CaptureFixture[s
         main(["--help"])
     text = capsys.readouterr().out
     assert all(name in text for name in ("fit", "validate", "test", "predict", "report", "theory"))
-
-
-def test_a_claim_is_checked(capsys: pytest.CaptureFixture[str]) -> None:
-    main(["theory", "lemma_d2", "theorem_d1"])
-    output = capsys.readouterr().out
-    assert output.index("theorem_d1:") < output.index("lemma_d2:"), "in the order of the table, as without names"
-    assert "Hypotheses:" in output
-    assert "lemma_d3" not in output
-    assert re.search(r"all \d+ lines hold$", output.rstrip())
-
-
-def test_the_help_of_theory_names_every_claim(capsys: pytest.CaptureFixture[str]) -> None:
-    main(["theory", "--help"])
-    text = capsys.readouterr().out
-    assert all(f"{claim.name} " in text and claim.title in text for claim in CLAIMS)
-
-
-def test_a_claim_that_does_not_hold_is_an_exit_code(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def two_is_three(seed: int = 0) -> list[Line]:
-        """Two is three."""
-        return [Line.equal("2", 3, 2, 0)]
-
-    monkeypatch.setattr(cli, "CLAIMS", (*CLAIMS, Claim(two_is_three)))
-    assert exit_code("theory", "two_is_three") == 1
-    assert "1 of 1 lines do NOT hold" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("name", "says"),
-    [
-        ("lema_d2", "there is no claim 'lema_d2'; did you mean lemma_d2?"),
-        ("xyz", "expected some of"),
-        ("--all", "--all"),
-    ],
-)
-def test_a_claim_that_there_is_not_is_refused(capsys: pytest.CaptureFixture[str], name: str, says: str) -> None:
-    assert says in complaint(capsys, "theory", "lemma_d2", name)
-
-
-def test_figures_of_claims_that_cannot_be_written_are_told(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def nothing(seed: int = 0) -> list[Line]:
-        """Nothing."""
-        return []
-
-    monkeypatch.setattr(cli, "CLAIMS", (Claim(nothing, {"empty": Figure}),))
-    Path("runs").write_text("in the way")
-    assert "cannot write runs/theory/empty.png" in complaint(capsys, "theory")
 
 
 def test_a_printed_config_is_one_that_trains(capsys: pytest.CaptureFixture[str], folder: Path) -> None:

@@ -12,6 +12,8 @@ from numpy.typing import ArrayLike
 
 __all__ = ["Claim", "Line"]
 
+_WITHOUT = "without: "
+
 
 @dataclass(frozen=True)
 class Line:
@@ -31,6 +33,11 @@ class Line:
     computed: float | str
     error: float
     allowed: float = 0.0
+
+    @property
+    def is_without(self) -> bool:
+        """Whether it is about a hypothesis that is dropped."""
+        return self.what.startswith(_WITHOUT)
 
     @property
     def holds(self) -> bool:
@@ -92,7 +99,7 @@ class Line:
         """Return the line of a hypothesis that is dropped: without it the statement is to be false somewhere.
 
         Args:
-            hypothesis: What is dropped, in words; the line says "without" before it.
+            hypothesis: What is dropped, in words; the line says "without: " before it.
             excess: By how much the statement is violated in each draw without the hypothesis; where it holds, 0 or
                 less.
             allowed: Violation that rounding may cause, as in the line of the statement.
@@ -106,7 +113,7 @@ class Line:
             raise ValueError(f"{hypothesis}: expected draws that are numbers")
         n_wrong = int((values > allowed).sum())
         held = f"{values.size - n_wrong} of {values.size}"
-        return cls(f"without: {hypothesis}", "not always", held, 0.0 if n_wrong else math.inf)
+        return cls(f"{_WITHOUT}{hypothesis}", "not always", held, 0.0 if n_wrong else math.inf)
 
 
 @dataclass(frozen=True)

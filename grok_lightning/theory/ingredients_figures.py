@@ -35,7 +35,9 @@ from grok_lightning.figures.style import (
 )
 from grok_lightning.figures.words import count, number
 from grok_lightning.theory.ingredients import (
+    PANELS,
     SHARE,
+    STEPS,
     Ingredients,
     PhaseMap,
     at_rest,
@@ -48,12 +50,6 @@ from grok_lightning.theory.ingredients import (
 
 __all__ = ["draw_phase_map", "draw_three_ingredients"]
 
-STEPS = 20_000
-PANELS = {
-    "(a) all three": Ingredients(),
-    "(b) generaliser inefficient": Ingredients(generaliser_norm=2.0, memoriser_norm=1.0),
-    "(c) generaliser not slow": Ingredients(generaliser_second=1.0),
-}
 DECAYS = (0.0025, 0.005, 0.02, 0.1)
 NORM_RATIOS = np.geomspace(0.2, 2, 31)
 SEED_RATIOS = np.geomspace(1e-4, 3, 31)
@@ -66,16 +62,19 @@ def draw_three_ingredients() -> Figure:
     """Draws train and test loss, and both weights, with all three ingredients and without one of two.
 
     After Varma, Shah, Kenton, Kramár, Kumar 2023, arXiv 2309.02390, Figure 2 (a) to (c), with Table 1. Ours: what is
-    changed for (b) and (c), which the paper does not tell; the weights; the axis of time.
+    changed for (b) and (c); the weights; the axis of time.
 
     Returns:
         The figure, with its caption.
     """
     figure = new_figure(2, row_height=2.2)
-    grid = figure.subplots(2, len(PANELS), sharex=True, sharey="row")
-    steps = np.unique(np.r_[log_steps(STEPS), 0])
+    panels: dict[str, Ingredients] = {}
+    for name, (own, _) in PANELS.items():
+        panels.setdefault(name.partition(":")[0], own)
+    grid = figure.subplots(2, len(panels), sharex=True, sharey="row")
+    steps = log_steps(STEPS)
     found, peaks = [], []
-    for column, (name, own) in enumerate(PANELS.items()):
+    for column, (name, own) in enumerate(panels.items()):
         run = simulate(own, steps)
         found.append(outcome(run, own.labels))
         peaks.append(float(run.test_loss.max()))
@@ -105,7 +104,7 @@ def draw_three_ingredients() -> Figure:
         figure,
         "Two circuits under plain gradient descent with weight decay, at Table 1 of Varma et al. 2023 (weight decay "
         "without the factor 1/2; the axis is linear from 0 to 1). Top: losses. Bottom: weights. A loss has fallen when "
-        "it is below half of the loss of guessing. "
+        "it is below half of the loss of guessing. The values changed for (b) and (c) are ours. "
         f"(a) Train loss falls at {_at(groks.learned)}, test loss at {_at(groks.generalised)}, "
         f"{number(float(groks.delay))} times later, from {number(peaks[0])} nats. "
         f"(b) Norms swapped (P_g = 2, P_m = 1): train loss falls at {_at(never.learned)}, test loss "
@@ -149,7 +148,7 @@ def draw_phase_map() -> Figure:
                 for name, (colour, hatch) in FLAT.items()
             ),
             Line2D([], [], color=VERMILLION, marker="s", markerfacecolor="none", linestyle="none", label="Table 1"),
-            Line2D([], [], color=BLACK, linewidth=1.4, label="below: groks, above: at once"),
+            Line2D([], [], color=BLACK, linewidth=1.4, label="border of groks and at once"),
             Line2D([], [], color=BLACK, linewidth=1.2, linestyle="--", label="predicted bounds"),
         ],
         3,
@@ -176,10 +175,14 @@ def _draw_panel(axes: Axes, found: PhaseMap, place: int, norm: LogNorm) -> Any:
     axes.set_xscale("log")
     axes.set_yscale("log")
     own = Ingredients(weight_decay=decay)
-    axes.axhline(_slowness_bound(float(np.asarray(own.labels))), color=BLACK, linewidth=1.2, linestyle="--", zorder=3)
     bound = _efficiency_bound(own)
     if not math.isnan(bound):
         axes.axvline(bound, color=BLACK, linewidth=1.2, linestyle="--", zorder=3)
+    if (phase == "groks").any():
+        slow = _slowness_bound(float(np.asarray(own.labels)))
+        axes.plot([x[0], x[-1] if math.isnan(bound) else bound], [slow] * 2, color=BLACK, linewidth=1.2, linestyle="--")
+    for name in ("groks", "at once"):
+        _name_phase(axes, found, phase == name, name)
     table = Ingredients()
     if decay == table.weight_decay:
         norms = np.divide(table.generaliser_norm, table.memoriser_norm)
@@ -196,6 +199,16 @@ def _draw_panel(axes: Axes, found: PhaseMap, place: int, norm: LogNorm) -> Any:
     axes.grid(visible=False)
     axes.tick_params(labelsize=TICK)
     return mesh
+
+
+def _name_phase(axes: Axes, found: PhaseMap, cells: NDArray[np.bool_], name: str) -> None:
+    """Writes a phase's name in the middle of where it is among the more efficient generalisers, if it is there."""
+    column = len(found.norm_ratio) // 4
+    rows = np.flatnonzero(cells[:, column])
+    if rows.size:
+        middle = math.sqrt(found.seed_ratio[rows[0]] * found.seed_ratio[rows[-1]])
+        box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "boxstyle": "round,pad=0.2"}
+        axes.text(found.norm_ratio[column], middle, name, fontsize=TICK, ha="center", va="center", bbox=box, zorder=6)
 
 
 def _map_caption(found: PhaseMap) -> str:

@@ -136,6 +136,11 @@ def all_patterns(n: int) -> Tensor:
     return torch.tensor(list(product([-1.0, 1.0], repeat=n)), dtype=torch.float64)
 
 
+def _parities(inputs: Tensor, secret: Sequence[int]) -> Tensor:
+    """Return the sign of the product of the secret inputs of every row, ``(B,)``."""
+    return inputs[:, list(secret)].prod(dim=1).sign()
+
+
 def wrong_signs(network: MLPNetwork, inputs: Tensor, secret: Sequence[int]) -> Array:
     """Return for every row whether the output has another sign than the product of the secret inputs: 1, else 0.
 
@@ -150,7 +155,7 @@ def wrong_signs(network: MLPNetwork, inputs: Tensor, secret: Sequence[int]) -> A
         ``(B,)``.
 
     """
-    margins = inputs[:, list(secret)].prod(dim=1) * network.logits(inputs).squeeze(1)
+    margins = _parities(inputs, secret) * network.logits(inputs).squeeze(1)
     wrong: Array = (~(margins > 0)).double().detach().numpy()
     return wrong
 
@@ -192,12 +197,13 @@ def norm_at_margin_one(network: MLPNetwork, inputs: Tensor, secret: Sequence[int
     """Return the least squared norm that rescaling gives a network whose outputs are at least 1 away from 0.
 
     Without an output bias the function is homogeneous of degree 2 in all parameters together: dividing them by the root
-    of the smallest margin makes that margin 1. It is the norm per unit of logit by which Varma, Shah, Kenton, Kramár,
-    Kumar 2023 (arXiv 2309.02390) call a circuit efficient.
+    of the smallest margin makes that margin 1. The less it is, the more efficient the circuit is in the sense of Varma,
+    Shah, Kenton, Kramár, Kumar 2023 (arXiv 2309.02390): the larger are its logits at the same norm.
 
     Args:
         network: Of one member, with one hidden ReLU layer with a bias.
-        inputs: The rows whose margins count, ``(B, n)``.
+        inputs: The rows whose margins count, ``(B, n)``, none of the secret ones 0. A row's margin is its output times
+            the sign of the product of its secret inputs.
         secret: Positions.
 
     Returns:
@@ -205,7 +211,7 @@ def norm_at_margin_one(network: MLPNetwork, inputs: Tensor, secret: Sequence[int
 
     """
     with torch.no_grad():
-        margin = float((inputs[:, list(secret)].prod(dim=1) * network.logits(inputs).squeeze(1)).min())
+        margin = float((_parities(inputs, secret) * network.logits(inputs).squeeze(1)).min())
     return squared_norm(balanced(network)) / margin if margin > 0 else math.inf
 
 
@@ -214,7 +220,7 @@ def effective_sparsity(network: MLPNetwork, inputs: Tensor, secret: Sequence[int
 
     Args:
         network: Of one member, with one hidden layer and one output.
-        inputs: ``(B, n)``.
+        inputs: ``(B, n)``, none of the secret ones 0.
         secret: Positions.
 
     Returns:
@@ -226,7 +232,7 @@ def effective_sparsity(network: MLPNetwork, inputs: Tensor, secret: Sequence[int
         (activations,) = _activations(network, inputs)
         rest = inputs.new_zeros(len(inputs), 1)
         order = rank_neurons(neuron_norms(network.state_dict()["hidden.0.weight"][0], None))
-        targets = inputs[:, list(secret)].prod(dim=1)
+        targets = _parities(inputs, secret)
         sizes = prefix_search(activations, network.state_dict()["output.weight"][0], rest, order, targets)
     return float(sizes.by_predictions), float(sizes.by_accuracy)
 
@@ -248,8 +254,9 @@ def proposition_1(seed: int = 0) -> list[Line]:
     2^k (k + (k − 1)² + 1), and 2^(k + 1) √(k + (k − 1)²) once every neuron is rescaled for the least. No neuron can be
     left out, as its pattern would be given 0; so the smallest subnetwork with the same predictions has all 2^k.
 
-    Hypotheses: inputs are −1 or +1; the network was built for the bits that are secret; there is a neuron for every
-    pattern; neurons have their biases. The signs, not the values, are right with any bias above −k and up to 2 − k.
+    Hypotheses: inputs are −1 or +1; the network was built for the bits that are secret; neurons have their biases. The
+    signs, not the values, are right with any bias above −k and up to 2 − k. Of k = 1 to 8, biases of 0 leave them right
+    for 1, 2 and 6, and none of them for the others.
 
     Source: Merrill, Tsilivis, Shukla 2023 (arXiv 2303.11873), Proposition 1. The paper says that such weights exist;
     the weights, and what follows from them, are ours.
@@ -272,14 +279,18 @@ def proposition_1(seed: int = 0) -> list[Line]:
     norms, costs = _norms([network for network, _ in exhaustive], sizes)
     found = [_sparsities(proposition_1_network, size, tuple(range(size)), 2**size) for size in sizes]
     pattern = k + (k - 1.0) ** 2
+    unbiased = [_unbiased(network, size) for network, size in exhaustive]
+    right, wrong = (np.concatenate([unbiased[i - 1] for i in chosen]) for chosen in ((1, 2, 6), (3, 4, 5, 7, 8)))
     return [
         *_signs(generator, proposition_1_network, sizes),
         Line.same("a neuron's output is 1 on its own pattern, 0 on others", np.zeros(len(own)), own, 0.0),
         Line.same("squared norm 2^k (k + (k − 1)² + 1), k = 1 to 8", 2.0**k * (pattern + 1), norms, 0.0),
         _relative("least norm by rescaling 2^(k + 1) √(k + (k − 1)²)", 2.0 ** (k + 1) * np.sqrt(pattern), costs),
         Line.same("effective sparsity 2^k, alone and among 1,000", [[2**size] * 4 for size in sizes], found, 0.0),
+        _left_out(exhaustive),
         *_without(generator, proposition_1_network, sizes),
-        Line.needed("the hidden biases", np.concatenate([_unbiased(network, size) for network, size in exhaustive])),
+        Line.equal("wrong signs without biases, k = 1, 2, 6", 0, right.sum(), 0.0),
+        Line.needed("the hidden biases, k = 3, 4, 5, 7, 8", wrong),
     ]
 
 
@@ -294,9 +305,9 @@ def proposition_2(seed: int = 0) -> list[Line]:
     without a large one its odd patterns 0. So the smallest subnetwork with the same predictions has all six: the one
     ranked last is a small one, and any subnetwork without it errs on its pattern.
 
-    Hypotheses: inputs are −1 or +1; the network was built for the bits that are secret, and these are three; there are
-    all six neurons, with their biases. The large weights on the third bit may have any size a from 3/2 on, with a bias
-    of 1 − a: the paper's 10 and −9 are dear.
+    Hypotheses: inputs are −1 or +1; the network was built for the bits that are secret, and these are three; neurons
+    have their biases. The large weights on the third bit may have any size a from 3/2 on, with a bias of 1 − a: the
+    paper's 10 and −9 are dear.
 
     Source: Merrill, Tsilivis, Shukla 2023 (arXiv 2303.11873), Proposition 2. Values of the outputs, norms and sizes are
     ours.
@@ -332,6 +343,7 @@ def proposition_2(seed: int = 0) -> list[Line]:
         Line.equal("squared norm 4 · 107 + 2 · 184", 796, norms[0], 0.0),
         _relative("least norm by rescaling, at margin 1: 80 √7 + 4 √183", [80 * 7**0.5 + 4 * 183**0.5], costs),
         Line.same("effective sparsity, alone and among 1,000", [6] * 4, _sparsities_of_three(proposition_2_network), 0),
+        _left_out([(network, 3)]),
         *_without(generator, proposition_2_network, [3]),
         Line.needed("the hidden biases", _unbiased(network, 3)),
         Line.needed(
@@ -351,7 +363,7 @@ def proposition_3(seed: int = 0) -> list[Line]:
     constant neuron comes last, and no subnetwork without it is right at X = −1.
 
     Hypotheses: inputs are −1 or +1; the network was built for the bits that are secret, and these are three (a sum of
-    two or of five bits has another parity); there are all four neurons, with their biases.
+    two or of five bits has another parity); neurons have their biases.
 
     Source: Merrill, Tsilivis, Shukla 2023 (arXiv 2303.11873), Proposition 3, which they owe to a reviewer and which,
     they say, training does not find. Norms and sizes are ours.
@@ -374,6 +386,7 @@ def proposition_3(seed: int = 0) -> list[Line]:
         Line.equal("squared norm 2 + 8 + 5 + 5", 20, norms[0], 0.0),
         _relative("least norm by rescaling, at margin 1: 2 (1 + 4 + 2 + 2)", [18.0], costs),
         Line.same("effective sparsity, alone and among 1,000", [4] * 4, _sparsities_of_three(proposition_3_network), 0),
+        _left_out([(network, 3)]),
         *_without(generator, proposition_3_network, [3]),
         Line.needed("the hidden biases", _unbiased(network, 3)),
         Line.needed("three secret bits (X a sum of two)", _on_sums_of(2)),
@@ -400,7 +413,7 @@ def _signs(generator: np.random.Generator, build: Builder, sizes: Sequence[int],
             inputs, network = all_patterns(n), build(n, secret)
             wrong.append(wrong_signs(network, inputs, secret))
             outputs = network.logits(inputs)[:, 0].detach()
-            distances.append(float((outputs - inputs[:, secret].prod(dim=1)).abs().max()))
+            distances.append(float((outputs - _parities(inputs, secret)).abs().max()))
         every = np.concatenate(wrong)
         lines.append(Line.equal(f"{what} {every.size:,}", 0, every.sum(), 0.0))
     if exact:
@@ -420,21 +433,22 @@ def _without(generator: np.random.Generator, build: Builder, sizes: Sequence[int
         while set(other) == set(secret):
             other = [int(position) for position in generator.permutation(n)[: len(secret)]]
         elsewhere.append(wrong_signs(network, all_patterns(n), other))
-    dropped = [left_out for k in sizes for left_out in _left_out(build(k, range(k)), k)]
     return [
         Line.needed("inputs −1 and +1 (Gaussian ones)", np.concatenate(gaussian)),
         Line.needed("the bits that it was built for (others secret)", np.concatenate(elsewhere)),
-        Line.needed("all neurons (any one left out)", dropped),
     ]
 
 
-def _left_out(network: MLPNetwork, k: int) -> list[float]:
-    """Return for every neuron whether some pattern is given a wrong sign without it."""
-    patterns = all_patterns(k)
-    terms = _activations(network, patterns)[0] * network.state_dict()["output.weight"][0]  # (pattern, neuron)
-    margins = patterns.prod(dim=1, keepdim=True) * (terms.sum(dim=1, keepdim=True) - terms)
-    wrong: list[float] = (~(margins > 0)).any(dim=0).double().tolist()
-    return wrong
+def _left_out(networks: Sequence[tuple[MLPNetwork, int]]) -> Line:
+    """Return the line of how many neurons can be left out, one at a time, with all signs still right."""
+    n_spare = n_neurons = 0
+    for network, k in networks:
+        patterns = all_patterns(k)
+        terms = _activations(network, patterns)[0] * network.state_dict()["output.weight"][0]  # (pattern, neuron)
+        margins = patterns.prod(dim=1, keepdim=True) * (terms.sum(dim=1, keepdim=True) - terms)
+        n_spare += int((margins > 0).all(dim=0).sum())
+        n_neurons += margins.shape[1]
+    return Line.equal(f"neurons that can be left out, of {n_neurons}", 0, n_spare, 0.0)
 
 
 def _unbiased(network: MLPNetwork, k: int) -> Array:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import cache
 from itertools import combinations, combinations_with_replacement, product
 from typing import NamedTuple, TypeAlias
 
@@ -52,7 +53,7 @@ LARGEST_WEIGHTS = (1, 1, 2, 3)
 N_FIRING_SETS = (4, 14, 104, 1882)
 """Number of linearly separable functions of 1, 2, 3, 4 bits (OEIS A000609): by it the list is known to be complete."""
 LARGEST_K = len(LARGEST_WEIGHTS)
-DRAWS = 100
+DRAWS = 50
 ROUNDING = 1e-12
 """Relative, of projections, and of means over sixteen patterns."""
 
@@ -61,9 +62,10 @@ class Correlation(NamedTuple):
     """How well a ReLU neuron can go with the parity of k bits.
 
     Attributes:
-        value: Largest ``|mean over the 2^k patterns of parity · relu(w · x + b)|`` with ``||(w, b)|| = 1``.
-        neurons: The directions ``(w, b)`` that attain it, ``(neuron, k + 1)``, with 1 as the largest entry, and up to
-            the order and the signs of the bits: weights fall and are at least 0.
+        value: Largest ``|mean over all patterns of parity · relu(w · x + b)|`` with ``||(w, b)|| = 1``.
+        neurons: The directions ``(w, b)`` that attain it, ``(neuron, k + spare + 1)``, with 1 as the largest entry, and
+            up to the order and the signs of the bits: weights are at least 0, and fall over the k bits and over the
+            spare ones, which come after them.
 
     """
 
@@ -112,36 +114,50 @@ def firing_sets(k: int, *, alike: bool = True) -> NDArray[np.bool_]:
     return fires
 
 
-def largest_correlation(k: int) -> Correlation:
+@cache
+def largest_correlation(k: int, spare: int = 0) -> Correlation:
     """Return how well the best neuron goes with the parity of k bits: exact but for rounding, by exhaustion.
 
     Neurons that fire on the same set of patterns form a cone, on which the mean is linear, ``c · (w, b)``. Its largest
-    value for a given length is inside the cone or on a face, and there in the direction of the projection of c onto
-    the linear span of the face: what some patterns put to 0. So the best neuron is among the projections of all c onto
-    all such subspaces, whose means are taken one by one. As the order of bits changes nothing, and their signs at most
-    the sign of the mean, weights that fall and are at least 0 suffice.
+    size for a given length is inside the cone or on a face, and there in the direction of the projection of c or −c
+    onto the linear span of the face: what some patterns put to 0. So the best neuron is among the projections of all c
+    and −c onto all such subspaces, whose means are taken one by one. As the order of bits changes nothing but which of
+    them are the k ones, and their signs at most the sign of the mean, weights that fall and are at least 0 suffice,
+    with every choice of the k ones.
 
     Args:
-        k: Number of bits, 1 to 4.
+        k: Number of bits, at least 1.
+        spare: Number of bits besides that the neuron sees and the parity does not; at most 4 − k.
 
     Raises:
-        ValueError: If k is none of these.
+        ValueError: If k or the number of all bits is none of these.
 
     """
-    patterns = all_patterns(k).numpy()
-    parities, rows = patterns.prod(axis=1), np.c_[patterns, np.ones(2**k)]
-    slopes = (firing_sets(k, alike=False) * parities) @ rows / 2**k
-    spans = [np.eye(k + 1)[None]]
-    for size in range(1, k + 1):
-        faces = rows[list(combinations(range(2**k), size))]  # (face, size, k + 1)
-        spans.append(np.eye(k + 1) - np.linalg.pinv(faces) @ faces)
-    found = (slopes @ np.concatenate(spans)).reshape(-1, k + 1)
-    lengths = np.linalg.norm(found, axis=1)
-    neurons = found[lengths > ROUNDING] / lengths[lengths > ROUNDING, None]
-    means = np.abs(np.maximum(neurons @ rows.T, 0) @ parities) / 2**k
-    best = neurons[means >= means.max() * (1 - ROUNDING)]
-    falling = np.c_[-np.sort(-np.abs(best[:, :-1])), best[:, -1]] / np.abs(best).max(axis=1, keepdims=True)
-    return Correlation(float(means.max()), np.unique(falling.round(9) + 0.0, axis=0))
+    if k < 1 or spare < 0:
+        raise ValueError(f"expected k of at least 1 and no less than 0 spare bits, got {k} and {spare}")
+    n = k + spare
+    fires, patterns = firing_sets(n, alike=False), all_patterns(n).numpy()
+    rows = np.c_[patterns, np.ones(2**n)]
+    subspaces = [np.eye(n + 1)[None]]
+    for size in range(1, n + 1):
+        faces = rows[list(combinations(range(2**n), size))]  # (face, size, n + 1)
+        subspaces.append(np.eye(n + 1) - np.linalg.pinv(faces) @ faces)
+    projections, neurons, means = np.concatenate(subspaces), [], []
+    for secret in combinations(range(n), k):
+        parities = patterns[:, secret].prod(axis=1)
+        found = ((fires * parities) @ rows / 2**n @ projections).reshape(-1, n + 1)
+        found = found[np.linalg.norm(found, axis=1) > ROUNDING]
+        found = np.concatenate([found, -found]) / np.tile(np.linalg.norm(found, axis=1), 2)[:, None]
+        means.append(np.abs(np.maximum(found @ rows.T, 0) @ parities) / 2**n)
+        rest = [place for place in range(n) if place not in secret]
+        sizes = [-np.sort(-np.abs(found[:, places])) for places in (list(secret), rest)]
+        neurons.append(np.c_[*sizes, found[:, -1]])
+    every = np.concatenate(means)
+    best = np.concatenate(neurons)[every >= every.max() * (1 - ROUNDING)]
+    best /= np.abs(best).max(axis=1, keepdims=True)
+    directions = np.unique(best.round(9) + 0.0, axis=0)
+    directions.setflags(write=False)  # every later call returns the same
+    return Correlation(float(every.max()), directions)
 
 
 def least_norm(seed: int = 0) -> list[Line]:
@@ -150,19 +166,21 @@ def least_norm(seed: int = 0) -> list[Line]:
     Statement: let M be the largest |mean over all inputs of parity · relu(w · x + b)| of a neuron with ||(w, b)|| = 1.
     A network of one hidden ReLU layer whose output times the parity is at least 1 on all inputs has a squared norm of
     at least 2 / M: the mean of that product is at least 1, and neuron by neuron at most |output| ||(weight, bias)|| M,
-    of which twice the sum over neurons is at most the squared norm. A weight off the secret bits shifts the bias, up on
-    half of all inputs and down on the others, and lengthens the neuron by more than that can gain. For k = 1, 2, 3, 4
-    bits 2 / M is 2√2, 4√2, 16, 16. Where it is attained, every neuron has weights of one size on all secret bits, no
-    others, and a bias of 0 for even k; for odd k one of that size and of either sign (for k = 1, positive). 2^k neurons
-    attain it; for k = 3 six and four do (`one_star`, `two_stars`), and no fewer. So for k = 3 Proposition 3 (18) is
-    close to what weight decay prefers, Proposition 1 is with the bias 2 − k (16) in place of 1 − k (42.3), and
-    Proposition 2 (265.8) is not.
+    of which twice the sum over neurons is at most the squared norm. A weight v off the secret bits shifts the bias, by
+    v on half of all inputs and by −v on the others; on average the two shifted neurons are no longer than the neuron
+    itself, whose length is the root mean square of theirs. So it never helps. It does no harm only where both are as
+    long, as the bias is 0, and both are best, with means of one sign: for even k they are not best, for k = 3 their
+    means cancel, for k = 1 one of them never fires. For k = 1, 2, 3, 4 bits 2 / M is 2√2, 4√2, 16, 16. Where it is
+    attained, every neuron has weights of one size on all secret bits, no others, and a bias of 0 for even k; for odd k
+    one of that size and of either sign (for k = 1, positive). 2^k neurons attain it; for k = 3 six and four do
+    (`one_star`, `two_stars`), and no fewer. So for k = 3 Proposition 3 (18) is close to what weight decay prefers,
+    Proposition 1 is with the bias 2 − k (16) in place of 1 − k (42.3), and Proposition 2 (265.8) is not.
 
     Hypotheses: a margin of 1 on every input; inputs are −1 and +1; the squared norm counts hidden biases; k is at most
     4 for the values of M, found by going through all sets of patterns that a neuron can fire on. An output bias would
     change nothing, for the mean of the parity is 0.
 
-    Source: ours, for the efficiency in the sense of Varma, Shah, Kenton, Kramár, Kumar 2023 (arXiv 2309.02390) of the
+    Source: ours, on the efficiency, in the sense of Varma, Shah, Kenton, Kramár, Kumar 2023 (arXiv 2309.02390), of the
     circuits of Merrill, Tsilivis, Shukla 2023 (arXiv 2303.11873). Morwani, Edelman, Oncescu, Zhao, Kakade 2023 (arXiv
     2311.07568) derive by margins which neurons networks with polynomial activations have.
 
@@ -180,6 +198,8 @@ def least_norm(seed: int = 0) -> list[Line]:
     costs = [_cost(nearer_half(k)) for k in sizes]
     errors = [_distance_from_parity(nearer_half(k)) for k in range(1, 9)]
     shapes = [_sizes_of(correlation.neurons) for correlation in found]
+    beside = [largest_correlation(k, spare=1) for k in sizes[:-1]]
+    off = [float(np.abs(correlation.neurons[:, -2]).max()) for correlation in beside]
     stars = [one_star(), two_stars()]
     drawn = np.array([_drawn_cost(generator, k) for k in sizes for _ in range(DRAWS)]).reshape(LARGEST_K, DRAWS)
     wide = np.array(
@@ -196,6 +216,13 @@ def least_norm(seed: int = 0) -> list[Line]:
             shapes,
             1e-8,
         ),
+        Line.same(
+            "2 / M for k of k + 1 bits, k = 1 to 3: the same",
+            bounds[:-1],
+            [2 / correlation.value for correlation in beside],
+            16 * ROUNDING,
+        ),
+        Line.same("weights of the best neurons on the other bit", np.zeros(len(off)), off, 1e-8),
         Line.same("2^k such neurons: their squared norm is 2 / M", bounds, costs, 16 * ROUNDING),
         Line.equal("they compute the parity itself, k = 1 to 8", 0, max(errors), ROUNDING),
         Line.same(
@@ -315,7 +342,7 @@ def _draw_costs(axes: Axes) -> str:
         ("Prop. 1", pattern, "o", (-9, 0)),
         ("Prop. 1, bias 2 − k", pattern._replace(bias=pattern.bias + 1), "o", (-9, 9)),
         ("Prop. 2", six_neurons(), "s", (9, 0)),
-        ("Prop. 3", four_neurons(), "^", (9, 9)),
+        ("Prop. 3", four_neurons(), "^", (9, 4)),
         ("one star", one_star(), "D", (0, -12)),
         ("two stars", two_stars(), "D", (9, -9)),
     ]
@@ -323,7 +350,7 @@ def _draw_costs(axes: Axes) -> str:
     for name, circuit, marker, offset in circuits:
         size, cost = len(circuit.output), _cost(circuit)
         colour = GREEN if cost < least * (1 + ROUNDING) else VERMILLION
-        axes.plot([size], [cost], marker=marker, color=colour, markersize=7, clip_on=False)
+        axes.plot([size], [cost], marker=marker, color=colour, markersize=5, clip_on=False)
         axes.annotate(
             name,
             (size, cost),
@@ -336,8 +363,8 @@ def _draw_costs(axes: Axes) -> str:
         costs.append(f"{name}: {cost:.1f}")
     axes.axhline(least, color=BLACK, linewidth=1.0, linestyle="--", zorder=1)
     axes.set_yscale("log")
-    axes.set_ylim(10, 400)
-    axes.set_yticks([10, 20, 50, 100, 200], ["10", "20", "50", "100", "200"])
+    axes.set_ylim(11, 320)
+    axes.set_yticks([20, 50, 100, 200], ["20", "50", "100", "200"])
     axes.minorticks_off()
     axes.set_xlim(3.5, 8.5)
     axes.set_xticks([4, 5, 6, 7, 8])

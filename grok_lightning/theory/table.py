@@ -12,17 +12,22 @@ from rich.text import Text
 from grok_callbacks.files import replacing
 from grok_lightning.theory.claims import Claim, Line
 
-__all__ = ["check_claims"]
+__all__ = ["HOW_TO_READ", "check_claims"]
+
+HOW_TO_READ = "A line that begins with 'without' holds where the claim is false once that hypothesis is dropped."
 
 DPI = 150
 
 
-def check_claims(claims: Sequence[Claim], directory: Path, statements: bool, console: Console | None = None) -> bool:
+def check_claims(
+    claims: Sequence[Claim], directory: Path, seed: int = 0, statements: bool = False, console: Console | None = None
+) -> bool:
     """Check claims, printing the table of each once it is known, and write their figures.
 
     Args:
         claims: Which.
         directory: Where figures go, as ``<figure>.png``; made when there is one to be written.
+        seed: Of their random draws, at least 0.
         statements: Whether each claim's statement, hypotheses and source are printed too.
         console: Where to print; the terminal's standard output if ``None``.
 
@@ -36,7 +41,7 @@ def check_claims(claims: Sequence[Claim], directory: Path, statements: bool, con
     console = Console() if console is None else console
     lines: list[Line] = []
     for claim in claims:
-        own = claim.check(0)
+        own = claim.check(seed)
         lines += own
         console.print(Text(f"{claim.name}: {claim.title}", style="bold"))
         if statements:
@@ -46,6 +51,8 @@ def check_claims(claims: Sequence[Claim], directory: Path, statements: bool, con
         for name, draw in claim.figures.items():
             console.print(Text(str(_write(draw(), directory / f"{name}.png"))), soft_wrap=True)
         console.print()
+    if any(line.is_without for line in lines):
+        console.print(HOW_TO_READ)
     n_wrong = sum(not line.holds for line in lines)
     said = f"all {len(lines)} lines hold" if not n_wrong else f"{n_wrong} of {len(lines)} lines do NOT hold"
     console.print(said)
@@ -55,11 +62,12 @@ def check_claims(claims: Sequence[Claim], directory: Path, statements: bool, con
 def _table(lines: Sequence[Line]) -> Table:
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("claim", overflow="fold")
-    for name in ("predicted", "computed", "error"):
+    for name in ("predicted", "computed", "error", "allowed"):
         table.add_column(name, justify="right", overflow="fold")
-    table.add_column("holds")
+    table.add_column("holds", overflow="fold")
     for line in lines:
-        cells = [line.what, _number(line.predicted), _number(line.computed), f"{line.error:.1g}"]
+        shown = [_number(line.predicted), _number(line.computed)]
+        cells = [line.what, *shown, *(f"{value:.1g}" for value in (line.error, line.allowed))]
         table.add_row(*map(Text, cells), "yes" if line.holds else Text("NO", style="bold red"))
     return table
 

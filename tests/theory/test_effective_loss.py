@@ -120,6 +120,25 @@ def test_a_search_ends_at_the_optimum(loss, seed):
     assert found == pytest.approx(known, abs=1e-5)
 
 
+@pytest.mark.parametrize("ratio", [0.85, 1.0, 1.001, 1.05])
+def test_a_search_is_exact_up_to_085_of_the_order_and_from_it_on(ratio):
+    for norms, order in (((1.0, 1.05, 1.3), 1.0), ((1.2, 1.1, 0.9, 2.0), 3.0)):
+        loss = EffectiveLoss(norms, ratio * order, 0.01, 113, order)
+        assert float(loss.total(minimise(loss))) == pytest.approx(float(loss.total(optimum(loss))), rel=1e-14)
+
+
+@pytest.mark.parametrize("ratio", [0.9, 0.97, 0.996, 0.9999])
+def test_in_between_the_optimum_is_level_and_no_search_is_below_it(ratio):
+    for norms, order in (((1.0, 1.05, 1.3), 1.0), ((1.2, 1.1, 0.9, 2.0), 3.0)):
+        loss = EffectiveLoss(norms, ratio * order, 0.01, 113, order)
+        known, found = optimum(loss), minimise(loss)
+        least = float(loss.total(known))
+        assert least * (1 - 1e-14) <= float(loss.total(found)) <= least * 1.02
+        used = known > 1e-300
+        price = 0.01 / loss.kappa * np.array(norms)[used] ** order * known[used] ** (order / loss.kappa - 1)
+        assert -loss.training_gradient(known)[used] == pytest.approx(price, rel=1e-12)
+
+
 @losses
 def test_no_point_of_a_grid_is_below_the_optimum(loss):
     """All splits of all totals: brute force."""

@@ -9,7 +9,7 @@ from matplotlib.colors import to_hex
 
 from grok_lightning.theory import efficiency
 from grok_lightning.theory.claims import Claim, Line
-from grok_lightning.theory.effective_loss import EffectiveLoss, balanced_shares, minimise, optimum
+from grok_lightning.theory.effective_loss import EffectiveLoss, minimise, optimum
 from grok_lightning.theory.efficiency import (
     draw_optimal_weights,
     lemma_d2,
@@ -23,6 +23,12 @@ CLAIMS = (theorem_d1, lemma_d2, lemma_d3, theorem_d4)
 claims = pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim.__name__)
 
 
+@pytest.fixture
+def few(monkeypatch):
+    """As many losses as show a planted error."""
+    monkeypatch.setattr(efficiency, "LOSSES", 4)
+
+
 def wrong(lines):
     return [line.what for line in lines if not line.holds]
 
@@ -34,14 +40,9 @@ def by_name(lines, text):
 
 
 @claims
-@pytest.mark.parametrize("seed", range(5))
-def test_every_claim_holds(claim, seed):
-    assert wrong(claim(seed)) == []
-
-
-@claims
-def test_a_claim_is_that_of_its_seed(claim):
+def test_a_claim_is_that_of_its_seed(claim, few):
     assert claim(3) == claim(3)
+    assert wrong(claim(3)) == []
 
 
 @claims
@@ -51,7 +52,7 @@ def test_a_claim_says_what_it_is(claim):
 
 
 @claims
-def test_lines_are_named_apart(claim):
+def test_lines_are_named_apart(claim, few):
     names = [line.what for line in claim(0)]
     assert len(names) == len(set(names))
 
@@ -162,6 +163,13 @@ def test_lemma_d3_needs_c_above_zero_and_small_epsilon():
     assert exact_excess(1, 2, 0.5, 0.9) > 0
 
 
+def test_lemma_d3_sees_a_printed_form_that_holds(monkeypatch):
+    """As if powers fell faster than they do."""
+    fall = efficiency._fall_of_power
+    monkeypatch.setattr(efficiency, "_fall_of_power", lambda x, epsilon, r: 5 * fall(x, epsilon, r))
+    assert [what for what in wrong(lemma_d3()) if what.startswith("printed, x = 1")]
+
+
 @pytest.mark.parametrize("power", range(12))
 def test_the_printed_lemma_d3_fails_for_every_reach(power):
     """x = 1, r = 2, c = 1: the right side is δ, whatever ε is."""
@@ -227,29 +235,29 @@ def scaled_exponent(factor):
     """Shares of the weight as a wrong power law would have them."""
 
     def shares(loss):
-        each = factor * np.log(balanced_shares(loss))
+        each = -factor * loss.order * loss.kappa / (loss.order - loss.kappa) * np.log(loss.norms)
         return np.exp(each - np.logaddexp.reduce(each))
 
     return shares
 
 
 @pytest.mark.parametrize("factor", [0.5, 0.999, 1.001, 2.0])
-def test_theorem_d4_sees_a_wrong_exponent(monkeypatch, factor):
+def test_theorem_d4_sees_a_wrong_exponent(few, monkeypatch, factor):
     for module in ("effective_loss", "efficiency"):
         monkeypatch.setattr(f"grok_lightning.theory.{module}.balanced_shares", scaled_exponent(factor))
     found = wrong(theorem_d4())
-    assert "κ < q: distance of its weights from the law, in units of what rounding hides" in found
-    assert "κ > q: gain over price of each weight, at the stationary point where all are used" in found
+    assert "κ < q: its weights over those of the law" in found
+    assert "gain over price of each weight: κ < q, the law; κ > q, the saddle" in found
 
 
-def test_theorem_d4_sees_a_wrong_total(monkeypatch):
+def test_theorem_d4_sees_a_wrong_total(few, monkeypatch):
     monkeypatch.setattr(efficiency, "optimum", lambda loss: 1.001 * optimum(loss))
     found = wrong(theorem_d4())
-    assert "κ < q: loss where a search ends, over that of the law" in found
-    assert "κ >= q: loss where a search ends, over that of the law" in found
+    assert "gain over price of each weight: κ < q, the law; κ > q, the saddle" in found
+    assert "loss where a search ends, over that of the law" in found
 
 
-def test_theorem_d4_sees_a_search_that_ends_in_a_local_minimum(monkeypatch):
+def test_theorem_d4_sees_a_search_that_ends_in_a_local_minimum(few, monkeypatch):
     """At w = 0, and on a circuit that is not the cheapest: what one descent may find for κ > q."""
 
     def elsewhere(loss, seed=0):
@@ -260,25 +268,25 @@ def test_theorem_d4_sees_a_search_that_ends_in_a_local_minimum(monkeypatch):
 
     monkeypatch.setattr(efficiency, "minimise", elsewhere)
     found = wrong(theorem_d4())
-    assert "κ >= q: loss where a search ends, over that of the law" in found
+    assert "loss where a search ends, over that of the law" in found
     assert "κ >= q: share of its weight not on the least norm" in found
 
 
-def test_theorem_d4_sees_a_wrong_winner(monkeypatch):
+def test_theorem_d4_sees_a_wrong_winner(few, monkeypatch):
     monkeypatch.setattr(efficiency, "_least", lambda loss: int(np.argmax(loss.norms)))
     found = wrong(theorem_d4())
     assert "of one total, no split costs less than the law's" in found
     assert "κ >= q: share of its weight not on the least norm" in found
 
 
-def test_theorem_d4_sees_a_minimum_called_a_saddle(monkeypatch):
+def test_theorem_d4_sees_a_minimum_called_a_saddle(few, monkeypatch):
     """The circuits share as for κ < q: where nothing can be gained by an exchange."""
 
     def shared(loss):
         return optimum(replace(loss, kappa=0.5 * loss.order))
 
     monkeypatch.setattr(efficiency, "interior_stationary_point", shared)
-    assert "κ > q: gain over price of each weight, at the stationary point where all are used" in wrong(theorem_d4())
+    assert "gain over price of each weight: κ < q, the law; κ > q, the saddle" in wrong(theorem_d4())
 
 
 def test_lines_of_dropped_logits_fail_where_they_are_kept(monkeypatch):
@@ -286,10 +294,10 @@ def test_lines_of_dropped_logits_fail_where_they_are_kept(monkeypatch):
         return EffectiveLoss(*arguments, **others)
 
     kept = efficiency._lines_without_equal_logits(np.random.default_rng(0), 0)
-    assert len(kept) == 4
+    assert len(kept) == 2
     assert wrong(kept) == []
     monkeypatch.setattr(efficiency, "EffectiveLoss", same)
-    assert len(wrong(efficiency._lines_without_equal_logits(np.random.default_rng(0), 0))) == 4
+    assert len(wrong(efficiency._lines_without_equal_logits(np.random.default_rng(0), 0))) == 2
 
 
 def drawn(side, seed=0):
@@ -315,16 +323,31 @@ def test_the_line_of_local_minima_fails_for_the_global_one():
     assert not Line.needed("it is global", efficiency._others(loss, optimum(loss)), efficiency.SHARE).holds
 
 
+def test_the_line_of_other_splits_fails_with_decay():
+    assert min(efficiency._off_law_for_no_more(0, np.random.default_rng(0))) > 0
+    kept = efficiency._off_law_for_no_more(0.005, np.random.default_rng(0))
+    assert not Line.needed("α > 0", kept, efficiency.SHARE).holds
+
+
+@pytest.mark.parametrize("computed", [[1.0, 2.1], [1.3, 2.0], [1.0, math.nan]])
+def test_each_pair_has_its_own_allowance(computed):
+    predicted, allowed = np.array([1.0, 2.0]), np.array([0.25, 0.0625])
+    assert not efficiency._tightest("x", predicted, np.array(computed), allowed).holds
+    assert efficiency._tightest("x", predicted, np.array([1.2, 2.0]), allowed).holds
+
+
 def test_the_line_of_no_decay_fails_with_decay():
     assert efficiency._falls_beyond(0, np.random.default_rng(0)) > 0.5
     kept = efficiency._falls_beyond(0.005, np.random.default_rng(0))
     assert not Line.needed("α > 0", kept, efficiency.ROUNDING).holds
 
 
-@pytest.mark.parametrize("side", [-1, 0, 1])
+@pytest.mark.parametrize("side", [-2, -1, 0, 1])
 def test_both_sides_are_drawn(side):
     losses = drawn(side)
-    assert all(np.sign(loss.kappa - loss.order) == side for loss in losses)
+    assert all(np.sign(loss.kappa - loss.order) == np.sign(side) for loss in losses)
+    if side < 0:
+        assert all((loss.kappa < 0.85 * loss.order) == (side == -1) for loss in losses)
     assert len({loss.norms for loss in losses}) == len(losses)
 
 

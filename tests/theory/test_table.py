@@ -8,7 +8,7 @@ from rich.console import Console
 
 from grok_callbacks.files import WriteError
 from grok_lightning.theory import Claim, Line
-from grok_lightning.theory.table import check_claims
+from grok_lightning.theory.table import HOW_TO_READ, check_claims
 
 
 def one_and_one(seed: int = 0) -> list[Line]:
@@ -29,7 +29,7 @@ def one_and_two(seed: int = 0) -> list[Line]:
 
 def told(claims, directory, statements=False, width=80):
     out = io.StringIO()
-    held = check_claims(claims, directory, statements, Console(file=out, width=width))
+    held = check_claims(claims, directory, 0, statements, Console(file=out, width=width))
     return held, out.getvalue()
 
 
@@ -39,9 +39,22 @@ def test_lines_are_printed_and_what_fails_is_said(tmp_path):
     assert "one_and_one: One and one are two." in text
     assert "1 + [x] > 0" in text, "no markup"
     rows = [line.split() for line in text.splitlines()]
-    assert ["1", "+", "2", "4", "3", "1", "NO"] in rows
-    assert ["2", "+", "2", "4", "4", "0", "yes"] in rows
+    assert ["1", "+", "2", "4", "3", "1", "0.5", "NO"] in rows
+    assert ["2", "+", "2", "4", "4", "0", "0.5", "yes"] in rows
     assert text.rstrip().endswith("1 of 4 lines do NOT hold")
+
+
+def test_the_seed_is_passed_on(tmp_path):
+    seen = []
+
+    def noted(seed=0):
+        seen.append(seed)
+        return [Line.needed("x", [1])]
+
+    out = io.StringIO()
+    check_claims([Claim(noted)], tmp_path, seed=5, console=Console(file=out))
+    assert seen == [5]
+    assert HOW_TO_READ in " ".join(out.getvalue().split()), "where there is such a line"
 
 
 def test_what_holds_is_said(tmp_path):
@@ -49,6 +62,7 @@ def test_what_holds_is_said(tmp_path):
     assert held
     assert text.rstrip().endswith("all 2 lines hold")
     assert "counting" not in text
+    assert "dropped" not in text
     assert list(tmp_path.iterdir()) == []
 
 
@@ -57,7 +71,7 @@ def test_statements_are_printed_where_asked_for(tmp_path):
     assert "Statement: 1 + 1 = 2, always.\nSource: counting." in text
 
 
-@pytest.mark.parametrize("width", [40, 80, 200])
+@pytest.mark.parametrize("width", [60, 80, 200])
 def test_no_word_is_lost_on_a_narrow_terminal(tmp_path, width):
     long = Claim(lambda seed=0: [Line.equal("a" * 90, 1, 1, 0)])
     text = told([long], tmp_path, width=width)[1]

@@ -111,7 +111,7 @@ def nearer_half(k: int) -> ParityCircuit:
 
     The weights are s, the bias is 0 for even k and 1 for odd k, and outputs make the sum the parity itself. For k up to
     4 no network computes it at a smaller squared norm: :func:`grok_lightning.theory.parity_norm.least_norm`. For k = 1
-    and 2 it is the circuit of Proposition 1 but for scale.
+    and 2 it does, neuron by neuron, what Proposition 1 does, but for scale; biases are other ones.
 
     Args:
         k: Number of secret bits, at least 1.
