@@ -379,13 +379,13 @@ def test_monitors_that_read_rows_once_read_them_anew(fit, shrink_first, monkeypa
         monitor = SparseSubnetworkExtractor("network.hidden.0", "network.output", schedule=EveryNSteps(1))
         reads = []
         original = monitor.measure
-        monitor.measure = lambda *args: (original(*args), reads.append(monitor._rows[1].shape[1]))[0]
+        monitor.measure = lambda *args: (original(*args), reads.append(monitor._rows.read(*args)[1].shape[1]))[0]
         callbacks = [DatasetShrink(size=20, step=5), monitor]
         fit(parity({"seed": [0, 1]}), *(callbacks if shrink_first else callbacks[::-1]), steps=10)
         return reads
 
     assert watched() == [48] * 6 + [20] * 5
-    monkeypatch.setattr("grok_callbacks.sparse_subnetwork.rows_version", lambda trainer: 0)
+    monkeypatch.setattr("grok_callbacks.rows.rows_version", lambda trainer: 0)
     assert watched() == [48] * 11
 
 

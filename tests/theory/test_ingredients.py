@@ -477,7 +477,7 @@ def test_a_wrong_exponent_is_found(monkeypatch):
 
 
 def test_a_wrong_factor_on_decay_is_found(monkeypatch):
-    wrong = wrongly(lambda own: replace(own, weight_decay=np.asarray(own.weight_decay) * 1.01))
+    wrong = wrongly(lambda own: replace(own, weight_decay=np.asarray(own.weight_decay) * 1.05))
     assert any(
         "pulls as the cross-entropy" in what for what in broken(two_circuits_at_rest, monkeypatch, "simulate", wrong)
     )
