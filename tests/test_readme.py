@@ -37,7 +37,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_block_of_python_is_tested() -> None:
-    assert README.count("```python") == len(BLOCKS) == 10
+    assert README.count("```python") == len(BLOCKS) == 11
 
 
 def test_a_record_becomes_a_table(tmp_path: Path) -> None:
@@ -67,6 +67,14 @@ def test_the_circuits_of_a_project_are_split(tmp_path: Path) -> None:
     assert float(circuits.history["train_share"][-1, 0]) == pytest.approx(130 / 169)
     assert circuits.history["neuron_frequency"].shape == (len(share), 1, 128)
     assert names["norm"].history["total"].isfinite().all()
+
+
+def test_numbers_of_ones_own_are_put_into_theorems() -> None:
+    names: dict = {}
+    exec(BLOCKS["numbers"], names)  # noqa: S102
+    assert names["optimum"](names["loss"]) == pytest.approx(names["minimise"](names["loss"]), rel=1e-6)
+    assert 2000 < float(names["outcome"](names["run"], labels=113).generalised) < 3500
+    assert names["network"].n_outputs == 29
 
 
 def test_a_network_of_a_proof_is_trained_on() -> None:

@@ -1,7 +1,7 @@
 """Sparse parity: the product of k hidden bits out of n."""
 
-from collections.abc import Mapping
-from typing import ClassVar, Literal, Self
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Literal, Self, TypeAlias
 
 import torch
 from torch import Tensor
@@ -9,7 +9,9 @@ from torch import Tensor
 from grok_lightning.population import stream
 from grok_lightning.tasks.task import Task
 
-__all__ = ["SparseParity"]
+__all__ = ["SparseParity", "Subset"]
+
+Subset: TypeAlias = Literal["first", "drawn"] | Sequence[int]
 
 LISTABLE_BITS = 16
 """Up to this many bits all 2^n inputs are listed; beyond, rows are drawn and checked for repeats."""
@@ -27,36 +29,40 @@ class SparseParity(Task):
     Args:
         n: Number of bits, at least 1.
         k: Size of the secret set, 1 to n.
-        subset: ``first``: the first k positions; ``drawn``: at random from ``subset_seed``.
+        subset: ``first``: the first k positions; ``drawn``: at random from ``subset_seed``; or the k positions.
         subset_seed: Seed of the secret set; one for all members unless a coordinate says otherwise.
 
     Attributes:
         secret: The positions in S, ascending.
 
     Raises:
-        ValueError: If n, k or ``subset`` is out of range.
+        ValueError: If n, k or ``subset`` is out of range, or there are not k different positions.
 
     """
 
     coordinates: ClassVar[frozenset[str]] = frozenset({"subset_seed"})
 
-    def __init__(
-        self, n: int = 40, k: int = 3, subset: Literal["first", "drawn"] = "first", subset_seed: int = 0
-    ) -> None:
+    def __init__(self, n: int = 40, k: int = 3, subset: Subset = "first", subset_seed: int = 0) -> None:
         if n < 1:
             raise ValueError(f"SparseParity: n must be at least 1, got n = {n}")
         if not 1 <= k <= n:
             raise ValueError(f"SparseParity: k must lie in 1 to n, got k = {k}, n = {n}")
-        if subset not in ("first", "drawn"):
-            raise ValueError(f"SparseParity: subset must be 'first' or 'drawn', got '{subset}'")
+        if isinstance(subset, str) and subset not in ("first", "drawn"):
+            raise ValueError(f"SparseParity: subset must be 'first', 'drawn' or a list of positions, got '{subset}'")
+        if not isinstance(subset, str) and (len(set(subset)) != k or len(subset) != k):
+            raise ValueError(f"SparseParity: subset must have k = {k} different positions, got {list(subset)}")
+        if not isinstance(subset, str) and not all(0 <= position < n for position in subset):
+            raise ValueError(f"SparseParity: positions of subset must lie in 0 to {n - 1}, got {list(subset)}")
         self.n = n
         self.k = k
-        self.subset: Literal["first", "drawn"] = subset
+        self.subset: Subset = subset
         self.subset_seed = subset_seed
         self.n_inputs = n
         self.n_outputs = 1
         self.size = 2**n
-        if subset == "first":
+        if not isinstance(subset, str):
+            self.secret = torch.tensor(sorted(subset))
+        elif subset == "first":
             self.secret = torch.arange(k)
         else:
             self.secret = torch.randperm(n, generator=stream(subset_seed, "secret subset"))[:k].sort().values

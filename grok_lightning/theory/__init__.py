@@ -4,14 +4,26 @@ from grok_lightning.theory.addition import (
     addition_network,
     analytic_addition,
     draw_random_phases,
+    logit_cube,
+    network_of_waves,
     random_addition_network,
     random_phases,
 )
 from grok_lightning.theory.claims import Claim, Line
 from grok_lightning.theory.effective_loss import EffectiveLoss, minimise, optimum
-from grok_lightning.theory.efficiency import draw_optimal_weights, lemma_d2, lemma_d3, theorem_d1, theorem_d4
+from grok_lightning.theory.efficiency import (
+    draw_optimal_weights,
+    lemma_d2,
+    lemma_d3,
+    lemma_d3_reach,
+    theorem_d1,
+    theorem_d4,
+)
 from grok_lightning.theory.ingredients import (
     Ingredients,
+    Outcome,
+    PhaseMap,
+    Trajectory,
     at_rest,
     frozen_without_decay,
     outcome,
@@ -25,6 +37,7 @@ from grok_lightning.theory.ingredients import (
 from grok_lightning.theory.ingredients_figures import draw_phase_map, draw_three_ingredients
 from grok_lightning.theory.parity import (
     draw_propositions,
+    network_of,
     proposition_1,
     proposition_1_network,
     proposition_2,
@@ -40,6 +53,9 @@ __all__ = [
     "EffectiveLoss",
     "Ingredients",
     "Line",
+    "Outcome",
+    "PhaseMap",
+    "Trajectory",
     "addition_network",
     "analytic_addition",
     "at_rest",
@@ -48,7 +64,11 @@ __all__ = [
     "least_norm_network",
     "lemma_d2",
     "lemma_d3",
+    "lemma_d3_reach",
+    "logit_cube",
     "minimise",
+    "network_of",
+    "network_of_waves",
     "optimum",
     "outcome",
     "phase_map",

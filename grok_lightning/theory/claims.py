@@ -92,7 +92,7 @@ class Line:
             raise ValueError(f"{what}: expected at least one draw")
         n_right = int((values <= allowed).sum())
         worst = math.nan if np.isnan(values).any() else max(0.0, float(values.max()))
-        return cls(what, "always", f"{n_right} of {values.size}", worst, allowed)
+        return cls(what, "always", f"in {n_right} of {values.size}", worst, allowed)
 
     @classmethod
     def needed(cls, hypothesis: str, excess: ArrayLike, allowed: float = 0.0) -> Self:
@@ -112,7 +112,7 @@ class Line:
         if not values.size or np.isnan(values).any():
             raise ValueError(f"{hypothesis}: expected draws that are numbers")
         n_wrong = int((values > allowed).sum())
-        held = f"{values.size - n_wrong} of {values.size}"
+        held = f"in {values.size - n_wrong} of {values.size}"
         return cls(f"{_WITHOUT}{hypothesis}", "not always", held, 0.0 if n_wrong else math.inf)
 
 

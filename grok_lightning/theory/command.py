@@ -13,12 +13,14 @@ from grok_lightning.theory.table import HOW_TO_READ, check_claims
 
 __all__ = ["run"]
 
+OPTIONS = ("--help", "--seed", "--output")
 DESCRIPTION = """Check what the papers prove, and some things that they do not.
 
 Of each claim a table: what it predicts, what was computed, and how far the two are apart;
-and figures, in {directory}.
+and figures. Errors are absolute; what is allowed is what rounding may cause, of the draw shown.
 {how_to_read}
-Of claims that are named, statement, hypotheses and source too."""
+Of claims that are named, statement, hypotheses and source too.
+The exit code is 1 if a line does not hold, 2 if something was refused or cannot be written."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -34,7 +36,7 @@ def run(argv: Sequence[str], program: str, directory: Path) -> bool:
     Args:
         argv: Names of claims, all of them if there is none, and options.
         program: What was typed before these, for the help.
-        directory: Where figures go.
+        directory: Where figures go by default.
 
     Returns:
         Whether every line holds.
@@ -50,12 +52,17 @@ def run(argv: Sequence[str], program: str, directory: Path) -> bool:
         prog=program,
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        description=DESCRIPTION.format(directory=directory, how_to_read=HOW_TO_READ),
+        description=DESCRIPTION.format(how_to_read=HOW_TO_READ),
         epilog="claims:\n" + "\n".join(f"  {claim.name}\n      {claim.title}" for claim in CLAIMS),
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="claims; all of them if none is named")
     parser.add_argument("--seed", type=int, default=0, help="of the random draws, at least 0 (default: 0)")
-    arguments = parser.parse_args(argv)
+    parser.add_argument(
+        "--output", type=Path, default=directory, metavar="FOLDER", help=f"where figures go (default: {directory})"
+    )
+    arguments, strange = parser.parse_known_args(argv)
+    if options := [word for word in strange if word.startswith("-")]:
+        parser.error(f"there is no option '{options[0]}'{nearest(options[0], OPTIONS)}")
     if arguments.seed < 0:
         parser.error(f"--seed: expected at least 0, got {arguments.seed}")
     unknown = [name for name in arguments.names if name not in {claim.name for claim in CLAIMS}]
@@ -63,7 +70,7 @@ def run(argv: Sequence[str], program: str, directory: Path) -> bool:
         parser.error(f"there is no claim '{unknown[0]}'{_meant(unknown[0])}")
     chosen: list[Claim] = [claim for claim in CLAIMS if claim.name in arguments.names or not arguments.names]
     try:
-        return check_claims(chosen, directory, arguments.seed, statements=bool(arguments.names))
+        return check_claims(chosen, arguments.output, arguments.seed, statements=bool(arguments.names))
     except OSError as error:
         raise UserError(f"theory: cannot write {error.filename or 'the output'}: {error.strerror}") from error
 

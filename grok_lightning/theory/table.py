@@ -1,5 +1,7 @@
 """The claims as tables in the terminal, and their figures as files."""
 
+import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from grok_callbacks.files import replacing
+from grok_callbacks.files import WriteError, replacing
 from grok_lightning.theory.claims import Claim, Line
 
 __all__ = ["HOW_TO_READ", "check_claims"]
@@ -17,6 +19,7 @@ __all__ = ["HOW_TO_READ", "check_claims"]
 HOW_TO_READ = "A line that begins with 'without' holds where the claim is false once that hypothesis is dropped."
 
 DPI = 150
+WIDTH = 120  # Where the output is no terminal.
 
 
 def check_claims(
@@ -35,11 +38,13 @@ def check_claims(
         Whether every line holds.
 
     Raises:
-        OSError: If a figure cannot be written.
+        OSError: If a figure cannot be written; after all else.
 
     """
-    console = Console() if console is None else console
+    if console is None:
+        console = Console() if sys.stdout.isatty() or "COLUMNS" in os.environ else Console(width=WIDTH)
     lines: list[Line] = []
+    unwritten: OSError | None = None
     for claim in claims:
         own = claim.check(seed)
         lines += own
@@ -49,13 +54,18 @@ def check_claims(
             console.print(Text("\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)))
         console.print(_table(own))
         for name, draw in claim.figures.items():
-            console.print(Text(str(_write(draw(), directory / f"{name}.png"))), soft_wrap=True)
+            try:
+                console.print(Text(str(_write(draw(), directory / f"{name}.png"))), soft_wrap=True)
+            except WriteError as error:
+                unwritten = error  # told at the end: tables do not need it
         console.print()
     if any(line.is_without for line in lines):
         console.print(HOW_TO_READ)
     n_wrong = sum(not line.holds for line in lines)
     said = f"all {len(lines)} lines hold" if not n_wrong else f"{n_wrong} of {len(lines)} lines do NOT hold"
     console.print(said)
+    if unwritten is not None:
+        raise unwritten
     return not n_wrong
 
 

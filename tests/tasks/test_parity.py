@@ -62,6 +62,16 @@ def test_the_first_subset_is_that_of_the_papers_code():
     assert SparseParity().n_outputs == 1
 
 
+def test_positions_of_ones_own_are_secret():
+    task = SparseParity(20, 3, [11, 4, 9])
+    assert task.secret.tolist() == [4, 9, 11]
+    rows = task.draw(50, torch.Generator().manual_seed(0))
+    assert torch.equal(task.label(rows), rows[:, 4] * rows[:, 9] * rows[:, 11])
+    assert SparseParity(20, 1, (7,)).secret.tolist() == [7]
+    with pytest.raises(ValueError, match="'subset_seed' needs subset: drawn"):
+        task.for_member({"subset_seed": 1})
+
+
 def test_drawn_subsets_are_k_positions_in_order_that_follow_the_seed():
     secrets = [SparseParity(40, 3, "drawn", seed).secret.tolist() for seed in range(50)]
     assert all(secret == sorted(set(secret)) and len(secret) == 3 for secret in secrets)
@@ -94,7 +104,12 @@ def test_a_seed_of_a_subset_that_is_not_drawn_is_refused():
         ({"n": 0}, "n must be at least 1, got n = 0"),
         ({"n": 3, "k": 4}, "k must lie in 1 to n, got k = 4, n = 3"),
         ({"n": 3, "k": 0}, "k must lie in 1 to n, got k = 0"),
-        ({"subset": "last"}, "'first' or 'drawn', got 'last'"),
+        ({"subset": "last"}, "'first', 'drawn' or a list of positions, got 'last'"),
+        ({"subset": [1, 2]}, "k = 3 different positions, got \\[1, 2\\]"),
+        ({"subset": [1, 2, 2, 4]}, "k = 3 different positions"),
+        ({"subset": [1, 2, 2]}, "k = 3 different positions"),
+        ({"subset": [1, 2, 40]}, "must lie in 0 to 39, got \\[1, 2, 40\\]"),
+        ({"subset": [-1, 2, 4]}, "must lie in 0 to 39"),
     ],
 )
 def test_arguments_out_of_range_are_refused(options, message):

@@ -46,21 +46,21 @@ def test_numbers_that_do_not_pair_are_refused(left, right):
 
 def test_an_inequality_holds_where_no_draw_violates_it():
     line = Line.always("x", [-3, -0.5, 0])
-    assert (line.predicted, line.computed, line.error, line.holds) == ("always", "3 of 3", 0, True)
+    assert (line.predicted, line.computed, line.error, line.holds) == ("always", "in 3 of 3", 0, True)
     line = Line.always("x", [-3, 0.5, 0.25])
-    assert (line.computed, line.error, line.holds) == ("1 of 3", 0.5, False)
+    assert (line.computed, line.error, line.holds) == ("in 1 of 3", 0.5, False)
     assert Line.always("x", [-3, 1e-16], allowed=1e-15).holds
 
 
 def test_an_inequality_does_not_hold_where_a_draw_is_nan():
     line = Line.always("x", [-1, math.nan])
-    assert line.computed == "1 of 2"
+    assert line.computed == "in 1 of 2"
     assert not line.holds
 
 
 def test_a_hypothesis_is_needed_where_the_statement_fails_without_it():
     line = Line.needed("a > 0", [-1, 0.5, 0])
-    assert (line.what, line.predicted, line.computed) == ("without: a > 0", "not always", "2 of 3")
+    assert (line.what, line.predicted, line.computed) == ("without: a > 0", "not always", "in 2 of 3")
     assert line.holds
     assert not Line.needed("a > 0", [-1, 0, -2]).holds
     assert not Line.needed("a > 0", [1e-16], allowed=1e-15).holds

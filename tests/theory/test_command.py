@@ -79,13 +79,25 @@ def test_a_claim_that_does_not_hold_is_an_exit_code(capsys, monkeypatch):
         (["Proposition"], "did you mean proposition_1 or proposition_2 or proposition_3?"),
         (["xyz"], "expected some of proposition_1, "),
         (["lemma_d2", "..."], "expected some of proposition_1, "),
-        (["--all"], "unrecognized arguments: --all"),
+        (["--all"], "there is no option '--all'"),
+        (["lemma_d2", "--sead", "1"], "there is no option '--sead'; did you mean --seed?"),
         (["--seed", "x"], "invalid int value: 'x'"),
         (["--seed", "-1"], "--seed: expected at least 0, got -1"),
     ],
 )
 def test_what_there_is_not_is_refused(capsys, arguments, says):
     assert says in complaint(capsys, *arguments)
+
+
+def test_figures_go_where_they_are_wanted(capsys, monkeypatch, tmp_path):
+    def nothing(seed: int = 0) -> list[Line]:
+        """Nothing."""
+        return []
+
+    monkeypatch.setattr(command, "CLAIMS", (Claim(nothing, {"empty": Figure}),))
+    assert ended("--output", str(tmp_path / "mine")) == 0
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["empty.png"]
+    assert not (tmp_path / "runs").exists()
 
 
 def test_figures_that_cannot_be_written_are_told(capsys, monkeypatch, tmp_path):

@@ -88,5 +88,18 @@ def test_figures_are_written(tmp_path):
 
 def test_a_figure_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "theory").write_text("in the way")
-    with pytest.raises(WriteError):
-        told([Claim(one_and_one, {"two": Figure})], tmp_path / "theory")
+    out = io.StringIO()
+    claims = [Claim(one_and_one, {"two": Figure}), Claim(one_and_two)]
+    with pytest.raises(WriteError, match=r"two\.png"):
+        check_claims(claims, tmp_path / "theory", console=Console(file=out, width=80))
+    assert "1 of 4 lines do NOT hold" in out.getvalue(), "tables and verdict come first"
+
+
+def test_where_there_is_no_terminal_lines_are_long(tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    claim = Claim(lambda seed=0: [Line.equal("a" * 60, 1, 1, 0)])
+    check_claims([claim], tmp_path)
+    assert "a" * 60 in capsys.readouterr().out
+    monkeypatch.setenv("COLUMNS", "60")
+    check_claims([claim], tmp_path)
+    assert "a" * 60 not in capsys.readouterr().out
