@@ -86,6 +86,7 @@ table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabu
 th, td { text-align: left; padding: .35rem .9rem .35rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 th { font-weight: 600; }
 td.keep, th.keep { white-space: nowrap; }
+[aria-label="circuits"] :is(td, th) { padding-right: .6rem; font-size: .86rem; white-space: normal; }
 dl { max-width: 46rem; font-size: .92rem; margin: .8rem 0; }
 dt { font-weight: 600; }
 dd { margin: 0 0 .35rem 1rem; }

@@ -1,10 +1,12 @@
 """Which circuit a network that has learnt a sparse parity computes it with, over time."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, final
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from typing_extensions import override
 
@@ -41,6 +43,10 @@ MOST_BITS = 10
 PROBES = 32
 """Rows on which it is tried whether neurons are what they are taken for."""
 
+DEAF = 5
+"""How many times the norm of other weights, over that on the secret bits, has to be what it is by chance for these not
+to be read. Trained on other bits, networks of 40 bits come to about 20; those that have learnt nothing stay near 1."""
+
 
 @final
 class ParityCircuits(Monitor):
@@ -74,6 +80,8 @@ class ParityCircuits(Monitor):
 
     Loggers get, as means over members, the number of ``patterns`` that have a neuron, ``off_support``, ``efficiency``
     where it is known, and the ``likeness`` to each construction that there is.
+
+    Warns once where the neurons of no member respond to the secret bits, which then are hardly those of the network.
 
     Args:
         layer: Dotted name of the layer that reads the rows and whose neurons they are; it has a ``weight`` of
@@ -132,6 +140,7 @@ class ParityCircuits(Monitor):
         self.limit = limit
         self.labels = {"kind": KINDS, "construction": CONSTRUCTIONS}
         self._rows = TrainingRows(rows, limit)
+        self._warned = False
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -147,6 +156,7 @@ class ParityCircuits(Monitor):
     def forget(self) -> None:
         super().forget()
         self._rows.forget()
+        self._warned = False
 
     @override
     def measure(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Tensor]:
@@ -169,6 +179,18 @@ class ParityCircuits(Monitor):
             name: torch.where(defined.reshape(-1, *[1] * (value.ndim - 1)), value, torch.nan)
             for name, value in ({"size": size.to(weight.device)} | values).items()
         }
+
+    @override
+    def _take(self, trainer: Trainer, pl_module: LightningModule, step: int) -> dict[str, Tensor]:
+        values = super()._take(trainer, pl_module, step)  # of all members, wherever they are
+        if not self._warned and _all_deaf(values, n=self._weight(pl_module).shape[-1]):
+            self._warned = True
+            secret = "of the data module" if self.secret is None else list(self.secret)
+            rank_zero_warn(
+                f"{type(self).__name__}: no surviving neuron of any member responds to the secret bits {secret}: are "
+                "they those of this network? give them as secret=[...]"
+            )
+        return values
 
     @override
     def scalars(self, values: dict[str, Tensor]) -> dict[str, float]:
@@ -291,6 +313,19 @@ def _compare(
         "covered": torch.stack([each.covered for each in likenesses]),
         "likeness": torch.stack([each.both for each in likenesses]),
     }
+
+
+def _all_deaf(values: Mapping[str, Tensor], n: int) -> bool:
+    """Return whether members have neurons, and none of them responds to the secret bits among n.
+
+    Neurons do not if the weights on these are far below the others, or if they fire on none of their patterns: there is
+    no likeness then. Members without neurons, or diverged ones, do not count.
+    """
+    k = values["neurons"].shape[-1].bit_length() - 1
+    there = values["size"] > 0
+    unread = values["off_support"] > DEAF * math.sqrt((n - k) / k)
+    silent = values["likeness"][:, CONSTRUCTIONS.index("proposition_1")].isnan()
+    return bool(there.any()) and bool((unread | silent)[there].all())
 
 
 def _mean_over(sets: Tensor, values: Tensor) -> Tensor:

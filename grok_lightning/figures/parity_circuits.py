@@ -36,22 +36,21 @@ SAME, OPPOSITE, NEITHER = "same", "opposite", "neither"
 LISTED_PATTERNS = 16
 """Sign patterns beyond which their neurons are counted, and not listed one pattern after another."""
 
+NEAR = 0.94
+"""Likeness from which a construction is near, to two decimals, as it is shown. Chance is below it: of 200 sets of seven
+neurons drawn at random from an initial network for three bits the best comes to 0.89, of 24 neurons to 0.91."""
+
+NONE = "none"
+"""What members are near to that are near no construction."""
+
 HOW_TO_READ = (
-    "Of each member, at its run's last measurement: the neurons of the active subnetwork, by the signs of their "
-    "weights on the secret bits. Same and opposite sign: number of neurons that help and whose output has the sign of "
-    "the product of their weights, or the other one; in brackets how many have each of the sign patterns, in the "
-    "order −−−, −−+, −+−, ... Neither: neurons that do not help, or have no pattern. Bias: means over the neurons of "
-    "same and of opposite sign, in units of the mean size of a neuron's weights on the secret bits. For three bits of "
-    "equal weights a negative bias goes with the same sign: from −1 down such a neuron fires on its own pattern "
-    "alone, as those of Proposition 1 do. A positive one goes with the opposite sign: that is a star, which is right "
-    "on the patterns one flip away and wrong on its own. Off support: norm of the weights on the other bits over that "
-    "on the secret bits. Efficiency: the least squared norm with which their mean margin can be had, over theirs; 1 at "
-    "most (python -m grok_lightning theory least_norm), 0.89 for Proposition 3 and 0.38 for 1. Last columns, and in "
-    "brackets after the nearest: likeness to the constructions of Merrill, Tsilivis, Shukla 2023, arXiv 2303.11873, "
-    "and to three of ours: one neuron a pattern that fires on the nearer half of all patterns, and one and two stars; "
-    "at 1 neurons are the same functions of the secret bits, up to scale and to exchanging bits or their "
-    "signs. For three bits, seven neurons drawn at random from an initial network of 1,000 come to a likeness of "
-    "0.53-0.72 on average, and of 0.89 at most."
+    "Likeness: how well what the neurons contribute on the 8 patterns of the secret bits (16 of four) matches a "
+    f"construction's, by cosines both ways, 0 to 1; near from {NEAR} on: neurons drawn at random reach 0.89. A neuron "
+    "helps if it adds to the right sign on average. Same, opposite sign: neurons that help, by their output's sign "
+    "against the product of their weights (neither: the rest); in brackets how many for −−−, −−+, ... A star is a "
+    "neuron right on the three patterns one flip away and wrong on its own. Bias: means of both kinds, over the mean "
+    "secret weight. Off support: norm of other weights over secret ones. Efficiency: least squared norm for the same "
+    "mean margin, over theirs; Propositions 1, 2, 3 (Merrill et al. 2023, arXiv 2303.11873): 0.38, 0.29, 0.89."
 )
 
 
@@ -64,7 +63,8 @@ def circuits_table(record: xr.DataTree) -> dict[str, list[str]]:
             and `likeness` over `(step, member, construction)`, each in any order. NaN is told as a dash.
 
     Returns:
-        Columns of equal length by their headings, one row a member; empty where the record has no such group.
+        Columns of equal length by their headings, one row a member; empty where the record has no such group. There is
+        no column of neurons that are of neither kind where no member has any.
     """
     groups = groups_of_kind(record, KIND)
     rows = []
@@ -75,10 +75,8 @@ def circuits_table(record: xr.DataTree) -> dict[str, list[str]]:
                 opening |= {"group": name} if len(groups) > 1 else {}
                 rows += [opening | row for row in _rows(part.isel(step=-1))]
     headings = list(dict.fromkeys(heading for row in rows for heading in row))
-    # Runs may differ in what there is to compare with.
-    last = [heading for name in CONSTRUCTIONS.values() if (heading := _heading(name)) in headings]
-    headings = [heading for heading in headings if heading not in last] + last
-    return {heading: [row.get(heading, "–") for row in rows] for heading in headings}
+    table = {heading: [row.get(heading, "–") for row in rows] for heading in headings}
+    return {name: cells for name, cells in table.items() if name != NEITHER or set(cells) - {"0", "–"}}
 
 
 def _rows(last: xr.Dataset) -> list[dict[str, str]]:
@@ -94,28 +92,23 @@ def _rows(last: xr.Dataset) -> list[dict[str, str]]:
         here = {kind: counts[e] for kind, counts in neurons.items()}
         helping = sum(float(counts.sum()) for counts in (here[SAME], here[OPPOSITE]))
         counts = np.stack([*here.values()]).sum(axis=0)
-        known, nearest = bool(np.isfinite(size[e])), _nearest(alike, e)
+        known = bool(np.isfinite(size[e]))
         row |= {
             "neurons": _cell(size[e]),
             "patterns": f"{np.count_nonzero(counts)} of {counts.size}" if known else "–",
             "efficiency": _fraction(efficiency[e]),
         }
-        if len(alike) > 1:
-            row["nearest"] = f"{nearest} ({_fraction(alike[nearest][e])})" if nearest else "–"
+        if alike:
+            row["nearest"] = _nearest_cell(alike, e)
         row |= {
             "same sign": _counted(here[SAME]) if known else "–",
             "opposite sign": _counted(here[OPPOSITE]) if known else "–",
-            "neither": _cell(size[e] - helping),
+            NEITHER: _cell(size[e] - helping),
             "bias": f"{_signed(bias[SAME][e])}, {_signed(bias[OPPOSITE][e])}",
             "off support": _fraction(off_support[e]),
         }
-        rows.append(row | {_heading(name): _fraction(values[e]) for name, values in alike.items()})
+        rows.append(row)
     return rows
-
-
-def _heading(name: str) -> str:
-    """A construction's name as the head of a narrow column."""
-    return name.replace("Proposition", "Prop.")
 
 
 def _neurons(last: xr.Dataset) -> dict[str, NDArray[np.float64]]:
@@ -149,14 +142,28 @@ def _nearest(alike: dict[str, NDArray[np.float64]], member: int) -> str:
     return max(known, key=lambda name: known[name]) if known else ""
 
 
+def _near(likeness: float) -> bool:
+    return round(float(likeness), 2) >= NEAR
+
+
+def _nearest_cell(alike: dict[str, NDArray[np.float64]], member: int) -> str:
+    """What a member is near to, and its likeness: `one star (0.97)`, or `none (two stars 0.91)`."""
+    name = _nearest(alike, member)
+    if not name:
+        return "–"
+    value = alike[name][member]
+    return f"{name} ({_fraction(value)})" if _near(value) else f"{NONE} ({name} {_fraction(value)})"
+
+
 def _counted(counts: NDArray[np.float64]) -> str:
-    """Their number, and how many there are of each pattern: `2 (0 1 1 0)`."""
+    """Their number, and how many there are of each pattern, in narrow fours: `2 (0110 0000)`, or `12 (0 12 0 0)`."""
     total = number(float(counts.sum()))
-    return (
-        total
-        if counts.size > LISTED_PATTERNS or not counts.any()
-        else f"{total} ({' '.join(number(float(n)) for n in counts)})"
-    )
+    if counts.size > LISTED_PATTERNS or not counts.any():
+        return total
+    each = [number(float(n)) for n in counts]
+    if max(map(len, each)) == 1:
+        each = ["".join(each[i : i + 4]) for i in range(0, len(each), 4)]
+    return f"{total} ({' '.join(each)})"
 
 
 def _cell(value: float) -> str:
@@ -175,7 +182,7 @@ def _signed(value: float) -> str:
 
 
 def found_parity_circuits(record: xr.DataTree) -> str:
-    """What the circuits of a run's members are: how many neurons and patterns, of which kinds, and what they are like.
+    """What the circuits of a run's members are: how many neurons and patterns, how efficient, and what they are like.
 
     Returns:
         Sentences with numbers computed from the record, run by run; medians and ranges are over all members of a run.
@@ -195,33 +202,19 @@ def _sentences(last: xr.Dataset, clock: Clock) -> list[str]:
         return ["no member has neurons that could be looked at."]
     neurons = {kind: counts[known] for kind, counts in _neurons(last).items()}
     patterns = np.count_nonzero(np.stack([*neurons.values()]).sum(axis=0), axis=1)
-    same, opposite = (spread(neurons[kind].sum(axis=1)) for kind in (SAME, OPPOSITE))
-    off_support, efficiency = (_of(last, name)[known] for name in ("off_support", "efficiency"))
     sentences = [
-        f"at {clock.at(float(last['step']))}, {spread(size[known])} neurons survive; {same} help and have an output of "
-        f"the same sign as the product of their weights, {opposite} help and have one of the opposite sign; of "
-        f"{neurons[SAME].shape[1]} sign patterns {spread(patterns)} have a neuron.",
+        f"at {clock.at(float(last['step']))}, {spread(size[known])} neurons survive, with {spread(patterns)} of the "
+        f"{neurons[SAME].shape[1]} sign patterns."
     ]
-    if np.isfinite(off_support).any():
-        sentences.append(
-            "the norm of the weights on other bits, over that on the secret bits: "
-            f"{spread(off_support[np.isfinite(off_support)], decimals)}."
-        )
+    efficiency = _of(last, "efficiency")[known]
     if np.isfinite(efficiency).any():
-        sentences.append(
-            "the least squared norm with which their mean margin can be had, over theirs: "
-            f"{spread(efficiency[np.isfinite(efficiency)], decimals)}."
-        )
+        sentences.append(f"their efficiency is {spread(efficiency[np.isfinite(efficiency)], decimals)}.")
     alike = _likeness(last)
-    if len(alike) > 1:
-        nearest = Counter(_nearest(alike, int(e)) for e in np.flatnonzero(known))
-        told = [f"{name} for {count(nearest[name], 'member')}" for name in alike if nearest[name]]
-        best = np.fmax.reduce([*alike.values()])
-        sentences.append(
-            f"the nearest construction is {listing(told)}, with a likeness of "
-            f"{spread(best[np.isfinite(best)], decimals)}."
-        )
     if alike:
-        told = [f"{name} {spread(values[np.isfinite(values)], decimals)}" for name, values in alike.items()]
-        sentences.append(f"likeness to each: {', '.join(told)}.")
+        best = {e: name for e in range(known.size) if (name := _nearest(alike, e))}
+        nearest = Counter(name if _near(alike[name][e]) else NONE for e, name in best.items())
+        told = [f"{name} for {count(nearest[name], 'member')}" for name in (*alike, NONE) if nearest[name]]
+        medians = [f"{name} {decimals(float(np.nanmedian(values)))}" for name, values in alike.items()]
+        sentences.append(f"the nearest construction is {listing(told)}.")
+        sentences.append(f"median likeness to each: {', '.join(medians)}.")
     return sentences

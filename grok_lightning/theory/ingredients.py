@@ -76,7 +76,7 @@ class Ingredients:
         generaliser_second: Its second; the product of the two is its weight.
         memoriser_first: The memoriser's first.
         memoriser_second: The memoriser's second.
-        half: Whether weight decay adds α/2 times the squared norms to the loss, and not α times.
+        half: Whether weight decay adds α/2 times the squared norms to the loss, as in `EffectiveLoss`, and not α times.
 
     Raises:
         ValueError: If a field is out of range, or the arrays cannot be broadcast.

@@ -1,4 +1,5 @@
 import math
+import warnings
 from types import SimpleNamespace
 
 import pytest
@@ -77,6 +78,11 @@ def measured(make_trainer):
     return run
 
 
+def of_this(told):
+    """Texts of the callback's own warnings: Lightning has others."""
+    return [text for text in (str(warning.message) for warning in told) if text.startswith("ParityCircuits")]
+
+
 @pytest.mark.parametrize("name", [name for name in CONSTRUCTIONS if name != "proposition_3"])
 @pytest.mark.parametrize("secret", [(0, 1, 2), (6, 0, 3)])
 def test_a_construction_is_found_among_small_neurons(measured, name, secret):
@@ -138,10 +144,66 @@ def test_a_layer_without_bias_has_biases_of_0(measured):
 
 def test_the_other_secret_shows_another_circuit(measured):
     """Planted: the comparison depends on the positions it is told."""
-    found = measured(Theirs(one_a_pattern(3)), secret=(0, 1, 6))
+    with pytest.warns(UserWarning, match="no surviving neuron of any member responds") as told:
+        found = measured(Theirs(one_a_pattern(3)), secret=(0, 1, 6))
+    assert len(of_this(told)) == 1, "once, and not at both measurements"
     assert found.neurons.sum() == 0, "a weight of 0 on one of the bits: no pattern"
     assert (found.covered == 0).all(), "of two bits alone none reaches its bias"
     assert found.off_support > 0.7
+
+
+WRONG = (
+    r"ParityCircuits: no surviving neuron of any member responds to the secret bits \[4, 5, 6\]: are they those of "
+    r"this network\? give them as secret=\[\.\.\.\]"
+)
+
+
+@pytest.mark.parametrize("weight", [0.0, 1e-3], ids=["none", "hardly any"])
+def test_bits_that_nothing_reads_are_hardly_those_of_the_network(measured, weight):
+    """Trained on other bits a network has hardly any weight on these, seldom none; stars fire on them all the same."""
+    module = Theirs(two_stars(), noise=0)
+    with torch.no_grad():
+        module.first.weight[:, 4:] = weight
+    with pytest.warns(UserWarning, match=WRONG) as told:
+        found = measured(module, secret=[4, 5, 6])
+    assert len(of_this(told)) == 1
+    assert found.off_support > 100
+    assert abs(found.efficiency) < 1e-3
+
+
+def test_of_initial_weights_no_bits_are_wrong(make_trainer):
+    """Nor where some members read them. Warnings are errors here."""
+    torch.manual_seed(0)
+    module = Theirs(one_a_pattern(3), n=40)
+    module.first = nn.Linear(40, 28).double()
+    module.second = nn.Linear(28, 1, bias=False).double()
+    monitor = ParityCircuits("first", "second", secret=[3, 4, 5], schedule=EveryNSteps(1))
+    rows = torch.randn(64, 40, generator=torch.Generator().manual_seed(1)).double().sign()
+    make_trainer(max_steps=1, callbacks=[monitor]).fit(
+        module, DataLoader(TensorDataset(rows, rows[:, 3:6].prod(dim=1)), batch_size=64)
+    )
+    assert (monitor.history["off_support"] > 2).all(), "chance is 3.5"
+
+
+@pytest.mark.parametrize(("readers", "expected"), [(1, 0), (0, 1)])
+def test_it_warns_only_if_no_member_reads_the_bits(make_trainer, recwarn, readers, expected):
+    members = {"seed": [0, 1]}
+    data = TableData(SparseParity(8, 3), train_size=250, n_held_out=5, members=members)
+    module = MLP(8, hidden=[8], optimizer=lambda p: torch.optim.SGD(p, lr=0.0), members=members)
+    module.configure_model()
+    with torch.no_grad():
+        for e in range(2):
+            theirs = Theirs(one_a_pattern(3), n=8, secret=(0, 1, 2) if e < readers else (5, 6, 7), noise=0)
+            module.network.hidden[0].weight[e] = theirs.first.weight
+            module.network.hidden[0].bias[e] = theirs.first.bias
+            module.network.output.weight[e] = theirs.second.weight
+    monitor = ParityCircuits("network.hidden.0", "network.output", schedule=EveryNSteps(1))
+    trainer = make_trainer(max_steps=2, callbacks=[monitor])
+    warnings.simplefilter("default")
+    trainer.fit(module, datamodule=data)
+    told = of_this(recwarn)
+    assert len(told) == expected
+    assert all("the secret bits of the data module: are they" in text for text in told)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

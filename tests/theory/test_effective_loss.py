@@ -12,6 +12,7 @@ from grok_lightning.theory.effective_loss import (
     minimise,
     optimum,
 )
+from grok_lightning.theory.ingredients import Ingredients, at_rest
 
 TABLE_1 = EffectiveLoss((1.0, 2.0), 1.2, 0.005, 113)
 
@@ -103,6 +104,13 @@ def test_large_weights_do_not_overflow():
         ({"weight_decay": -0.1}, "weight_decay at least 0"),
         ({"weight_decay": math.inf}, "weight_decay at least 0"),
         ({"n_labels": 1}, "at least 2 labels, got 1"),
+        ({"norms": 1.0}, "norms as a row of numbers, got 1.0"),
+        ({"norms": ((1.0, 2.0),)}, "norms as a row of numbers"),
+        ({"norms": ("one", "two")}, "norms as a row of numbers"),
+        ({"kappa": [1.0, 1.2]}, r"kappa as one number, got \[1.0, 1.2\]"),
+        ({"n_labels": (10, 113)}, "n_labels as one number"),
+        ({"logits": 1.0}, "logits as rows of numbers, got 1.0"),
+        ({"logits": (1.0, 2.0)}, "logits as rows of numbers, got 1.0"),
         ({"logits": ((1.0, 1.0), (1.0,))}, r"each of 2 circuits in every row, got \[1, 2\]"),
     ],
     ids=lambda x: str(x) if isinstance(x, dict) else "",
@@ -110,6 +118,28 @@ def test_large_weights_do_not_overflow():
 def test_what_no_loss_has_is_refused(change, message):
     with pytest.raises(ValueError, match=message):
         replace(TABLE_1, **change)
+
+
+@pytest.mark.parametrize("kind", [list, np.array])
+def test_lists_and_arrays_do_as_tuples_do(kind):
+    logits = ((1.0, 0.2), (0.5, 1.7))
+    given = EffectiveLoss(kind((1.0, 2.0)), 1.2, 0.005, 113)
+    rows = replace(given, logits=kind(logits))
+    assert (given, rows) == (TABLE_1, replace(TABLE_1, logits=logits))
+    assert hash(rows) == hash(replace(TABLE_1, logits=logits))
+    assert optimum(given).tolist() == optimum(TABLE_1).tolist()
+    assert minimise(rows).tolist() == minimise(replace(TABLE_1, logits=logits)).tolist()
+    weights = (2.0, 3.0)
+    for method in ("training", "training_gradient", "penalty", "total"):
+        expected = getattr(rows, method)(np.array(weights))
+        assert getattr(rows, method)(kind(weights)) == pytest.approx(expected, rel=1e-15)
+
+
+@pytest.mark.parametrize("method", ["training", "training_gradient", "penalty", "total"])
+@pytest.mark.parametrize("weights", [3.0, [1.0], [1.0, 2.0, 3.0]], ids=str)
+def test_weights_of_another_length_are_refused(method, weights):
+    with pytest.raises(ValueError, match=r"weights of shape \(..., 2\), got"):
+        getattr(TABLE_1, method)(weights)
 
 
 @losses
@@ -120,20 +150,20 @@ def test_a_search_ends_at_the_optimum(loss, seed):
     assert found == pytest.approx(known, abs=1e-5)
 
 
-@pytest.mark.parametrize("ratio", [0.85, 1.0, 1.001, 1.05])
-def test_a_search_is_exact_up_to_085_of_the_order_and_from_it_on(ratio):
+@pytest.mark.parametrize("ratio", [0.9, 1.0, 1.001, 1.05])
+def test_a_search_is_exact_up_to_09_of_the_order_and_from_it_on(ratio):
     for norms, order in (((1.0, 1.05, 1.3), 1.0), ((1.2, 1.1, 0.9, 2.0), 3.0)):
         loss = EffectiveLoss(norms, ratio * order, 0.01, 113, order)
         assert float(loss.total(minimise(loss))) == pytest.approx(float(loss.total(optimum(loss))), rel=1e-14)
 
 
-@pytest.mark.parametrize("ratio", [0.9, 0.97, 0.996, 0.9999])
+@pytest.mark.parametrize("ratio", [0.92, 0.97, 0.995, 0.9995, 0.9999])
 def test_in_between_the_optimum_is_level_and_no_search_is_below_it(ratio):
     for norms, order in (((1.0, 1.05, 1.3), 1.0), ((1.2, 1.1, 0.9, 2.0), 3.0)):
         loss = EffectiveLoss(norms, ratio * order, 0.01, 113, order)
         known, found = optimum(loss), minimise(loss)
         least = float(loss.total(known))
-        assert least * (1 - 1e-14) <= float(loss.total(found)) <= least * 1.02
+        assert least * (1 - 1e-14) <= float(loss.total(found)) <= least * (1 + 1e-10)
         used = known > 1e-300
         price = 0.01 / loss.kappa * np.array(norms)[used] ** order * known[used] ** (order / loss.kappa - 1)
         assert -loss.training_gradient(known)[used] == pytest.approx(price, rel=1e-12)
@@ -199,6 +229,9 @@ def test_known_ratios(norms, kappa, order, ratios):
 def test_known_totals():
     assert optimum(TABLE_1) == pytest.approx([7.83152, 0.97894], abs=5e-6)
     assert minimise(TABLE_1) == pytest.approx([7.83152, 0.97894], abs=5e-6)
+    # Without the half that the equations of the paper have and its appendix has not.
+    assert optimum(replace(TABLE_1, weight_decay=0.01)) == pytest.approx(at_rest(Ingredients()), rel=1e-12)
+    assert at_rest(Ingredients()) == pytest.approx([7.25, 0.91], abs=5e-3)
 
 
 @pytest.mark.parametrize(("kappa", "decay"), [(2.0, 2.0), (2.5, 4.0)])
@@ -349,6 +382,14 @@ def test_a_search_handles_other_logits():
     loss = replace(TABLE_1, logits=((1.0, 2.0),))
     plain = replace(TABLE_1, norms=(1.0, 2 * 2 ** (-1 / 1.2)))
     assert minimise(loss) * [1, 2] == pytest.approx(optimum(plain), abs=1e-5)
+
+
+def test_a_search_leaves_out_what_hardly_counts():
+    """Just below the order, descents in all weights at once stop before they have found the total of one."""
+    loss = EffectiveLoss((1.0, 1.3, 2.0), 1.999, 0.01, 50)
+    found = minimise(loss)
+    assert found == pytest.approx(optimum(loss), abs=1e-5)
+    assert found == pytest.approx([9.184, 0, 0], abs=1e-3)
 
 
 def test_a_search_is_that_of_its_seed():
