@@ -14,7 +14,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from grok_callbacks.functional.neuron_norms import neuron_norms
-from grok_callbacks.functional.parity_circuits import ParityCircuit, four_neurons, one_a_pattern, six_neurons
+from grok_callbacks.functional.parity_circuits import (
+    ParityCircuit,
+    four_neurons,
+    one_a_pattern,
+    sign_patterns,
+    six_neurons,
+)
 from grok_callbacks.functional.sparse_subnetwork import prefix_search, rank_neurons
 from grok_lightning.figures.style import LABEL, TICK, add_caption, new_figure, tidy
 from grok_lightning.figures.words import number
@@ -22,7 +28,6 @@ from grok_lightning.networks import MLPNetwork
 from grok_lightning.theory.claims import Line
 
 __all__ = [
-    "all_patterns",
     "balanced",
     "draw_propositions",
     "effective_sparsity",
@@ -129,11 +134,6 @@ def proposition_3_network(n: int, secret: Sequence[int], width: int | None = Non
 
     """
     return network_of(four_neurons(), n, secret, width)
-
-
-def all_patterns(n: int) -> Tensor:
-    """Return all inputs of n bits, ``(2^n, n)``, float64: −1 and +1, the last bit changing fastest."""
-    return torch.tensor(list(product([-1.0, 1.0], repeat=n)), dtype=torch.float64)
 
 
 def _parities(inputs: Tensor, secret: Sequence[int]) -> Tensor:
@@ -273,7 +273,7 @@ def proposition_1(seed: int = 0) -> list[Line]:
     k = np.array(sizes)
     exhaustive = [(proposition_1_network(size, range(size)), size) for size in sizes]
     own = [
-        np.abs(_activations(network, all_patterns(size))[0].numpy() - np.eye(2**size)).max()
+        np.abs(_activations(network, sign_patterns(size))[0].numpy() - np.eye(2**size)).max()
         for network, size in exhaustive
     ]
     norms, costs = _norms([network for network, _ in exhaustive], sizes)
@@ -320,7 +320,7 @@ def proposition_2(seed: int = 0) -> list[Line]:
 
     """
     generator = np.random.default_rng(seed)
-    patterns, network = all_patterns(3), proposition_2_network(3, range(3))
+    patterns, network = sign_patterns(3), proposition_2_network(3, range(3))
     first, second, third = (patterns[:, i] > 0 for i in range(3))
     fires = torch.stack(
         [
@@ -347,7 +347,7 @@ def proposition_2(seed: int = 0) -> list[Line]:
         *_without(generator, proposition_2_network, [3]),
         Line.needed("the hidden biases", _unbiased(network, 3)),
         Line.needed(
-            "three secret bits (a fourth)", wrong_signs(proposition_2_network(4, range(3)), all_patterns(4), range(4))
+            "three secret bits (a fourth)", wrong_signs(proposition_2_network(4, range(3)), sign_patterns(4), range(4))
         ),
     ]
 
@@ -376,7 +376,7 @@ def proposition_3(seed: int = 0) -> list[Line]:
 
     """
     generator = np.random.default_rng(seed)
-    patterns, network = all_patterns(3), proposition_3_network(3, range(3))
+    patterns, network = sign_patterns(3), proposition_3_network(3, range(3))
     sums, outputs = patterns.sum(dim=1), network.logits(patterns)[:, 0].detach()
     by_sum = torch.stack([outputs[sums == x].mean() for x in (-3, -1, 1, 3)])
     norms, costs = _norms([network], [3])
@@ -410,7 +410,7 @@ def _signs(generator: np.random.Generator, build: Builder, sizes: Sequence[int],
     for what, group in [(f"wrong signs, {span}: of", settings), ("wrong signs, drawn n, S: of", drawn)]:
         wrong = []
         for n, secret in group:
-            inputs, network = all_patterns(n), build(n, secret)
+            inputs, network = sign_patterns(n), build(n, secret)
             wrong.append(wrong_signs(network, inputs, secret))
             outputs = network.logits(inputs)[:, 0].detach()
             distances.append(float((outputs - _parities(inputs, secret)).abs().max()))
@@ -432,7 +432,7 @@ def _without(generator: np.random.Generator, build: Builder, sizes: Sequence[int
         other = secret
         while set(other) == set(secret):
             other = [int(position) for position in generator.permutation(n)[: len(secret)]]
-        elsewhere.append(wrong_signs(network, all_patterns(n), other))
+        elsewhere.append(wrong_signs(network, sign_patterns(n), other))
     return [
         Line.needed("inputs −1 and +1 (Gaussian ones)", np.concatenate(gaussian)),
         Line.needed("the bits that it was built for (others secret)", np.concatenate(elsewhere)),
@@ -443,7 +443,7 @@ def _left_out(networks: Sequence[tuple[MLPNetwork, int]]) -> Line:
     """Return the line of how many neurons can be left out, one at a time, with all signs still right."""
     n_spare = n_neurons = 0
     for network, k in networks:
-        patterns = all_patterns(k)
+        patterns = sign_patterns(k)
         terms = _activations(network, patterns)[0] * network.state_dict()["output.weight"][0]  # (pattern, neuron)
         margins = patterns.prod(dim=1, keepdim=True) * (terms.sum(dim=1, keepdim=True) - terms)
         n_spare += int((margins > 0).all(dim=0).sum())
@@ -455,19 +455,20 @@ def _unbiased(network: MLPNetwork, k: int) -> Array:
     """Return which patterns are given a wrong sign once hidden biases are 0."""
     state = network.state_dict()
     without = network.with_state(state | {"hidden.0.bias": torch.zeros_like(state["hidden.0.bias"])})
-    return wrong_signs(without, all_patterns(k), range(k))
+    return wrong_signs(without, sign_patterns(k), range(k))
 
 
 def _on_sums_of(k: int) -> Array:
     """Return on which patterns of k bits the formula of Proposition 3 in their sum has not the sign of their parity."""
     three = four_neurons()
     circuit = ParityCircuit(three.weight[:, :1].expand(-1, k), three.bias, three.output)
-    return wrong_signs(network_of(circuit, k, range(k)), all_patterns(k), range(k))
+    return wrong_signs(network_of(circuit, k, range(k)), sign_patterns(k), range(k))
 
 
 def _norms(networks: Sequence[MLPNetwork], sizes: Sequence[int]) -> tuple[list[float], list[float]]:
     """Return squared norms, as built and as small as rescaling makes them at margin 1."""
-    costs = [norm_at_margin_one(network, all_patterns(k), range(k)) for network, k in zip(networks, sizes, strict=True)]
+    pairs = zip(networks, sizes, strict=True)
+    costs = [norm_at_margin_one(network, sign_patterns(k), range(k)) for network, k in pairs]
     return [squared_norm(network) for network in networks], costs
 
 
@@ -480,7 +481,7 @@ def _sparsities(
     build: Callable[[int, Sequence[int], int], MLPNetwork], n: int, secret: Sequence[int], n_neurons: int
 ) -> list[float]:
     """Return sizes by both rules, alone and among neurons that are 0."""
-    inputs = all_patterns(n)
+    inputs = sign_patterns(n)
     return [size for width in (n_neurons, WIDE) for size in effective_sparsity(build(n, secret, width), inputs, secret)]
 
 
@@ -496,7 +497,7 @@ def draw_propositions() -> Figure:
         The figure, with its caption.
 
     """
-    patterns = all_patterns(3)
+    patterns = sign_patterns(3)
     # Parities apart, so that the two signs of the last row are two blocks.
     patterns = patterns[patterns.prod(dim=1).argsort(stable=True)]
     networks = [build(3, range(3)) for build in (proposition_1_network, proposition_2_network, proposition_3_network)]

@@ -18,6 +18,7 @@ from grok_callbacks.functional.parity_circuits import (
     nearer_half,
     one_a_pattern,
     one_star,
+    sign_patterns,
     six_neurons,
     two_stars,
 )
@@ -35,7 +36,7 @@ from grok_lightning.figures.style import (
 from grok_lightning.figures.words import number
 from grok_lightning.networks import MLPNetwork
 from grok_lightning.theory.claims import Line
-from grok_lightning.theory.parity import all_patterns, network_of, norm_at_margin_one
+from grok_lightning.theory.parity import network_of, norm_at_margin_one
 
 __all__ = [
     "Correlation",
@@ -97,7 +98,7 @@ def firing_sets(k: int, *, alike: bool = True) -> NDArray[np.bool_]:
             neurons whose weights fall and are at least 0.
 
     Returns:
-        ``(set, 2^k)``, patterns as :func:`~grok_lightning.theory.parity.all_patterns` has them.
+        ``(set, 2^k)``, patterns as :func:`~grok_callbacks.functional.sign_patterns` has them.
 
     Raises:
         ValueError: If k is none of these.
@@ -108,7 +109,7 @@ def firing_sets(k: int, *, alike: bool = True) -> NDArray[np.bool_]:
     largest = LARGEST_WEIGHTS[k - 1]
     every = product(range(-largest, largest + 1), repeat=k)
     falling = combinations_with_replacement(range(largest, -1, -1), k)
-    sums = np.array(list(every if alike else falling)) @ all_patterns(k).numpy().T
+    sums = np.array(list(every if alike else falling)) @ sign_patterns(k).numpy().T
     thresholds = np.arange(-k * largest - 1, k * largest + 1) + 0.5
     fires: NDArray[np.bool_] = np.unique((sums[:, None, :] > thresholds[:, None]).reshape(-1, 2**k), axis=0)
     return fires
@@ -136,7 +137,7 @@ def largest_correlation(k: int, spare: int = 0) -> Correlation:
     if k < 1 or spare < 0:
         raise ValueError(f"expected k of at least 1 and no less than 0 spare bits, got {k} and {spare}")
     n = k + spare
-    fires, patterns = firing_sets(n, alike=False), all_patterns(n).numpy()
+    fires, patterns = firing_sets(n, alike=False), sign_patterns(n).numpy()
     rows = np.c_[patterns, np.ones(2**n)]
     subspaces = [np.eye(n + 1)[None]]
     for size in range(1, n + 1):
@@ -203,7 +204,7 @@ def least_norm(seed: int = 0) -> list[Line]:
     stars = [one_star(), two_stars()]
     drawn = np.array([_drawn_cost(generator, k) for k in sizes for _ in range(DRAWS)]).reshape(LARGEST_K, DRAWS)
     wide = np.array(
-        [norm_at_margin_one(least_norm_network(k, range(k)), 2 * all_patterns(k), range(k)) for k in (2, 4)]
+        [norm_at_margin_one(least_norm_network(k, range(k)), 2 * sign_patterns(k), range(k)) for k in (2, 4)]
     )
     return [
         Line.same(
@@ -242,12 +243,12 @@ def least_norm(seed: int = 0) -> list[Line]:
 def _cost(circuit: ParityCircuit) -> float:
     """Return the least squared norm at margin 1 on all patterns of the circuit's own bits."""
     k = circuit.weight.shape[1]
-    return norm_at_margin_one(network_of(circuit, k, range(k)), all_patterns(k), range(k))
+    return norm_at_margin_one(network_of(circuit, k, range(k)), sign_patterns(k), range(k))
 
 
 def _distance_from_parity(circuit: ParityCircuit) -> float:
     """Return the largest distance of an output from the parity."""
-    patterns = all_patterns(circuit.weight.shape[1])
+    patterns = sign_patterns(circuit.weight.shape[1])
     outputs = torch.relu(patterns @ circuit.weight.T + circuit.bias) @ circuit.output
     return float((outputs - patterns.prod(dim=1)).abs().max())
 
@@ -268,7 +269,7 @@ def _fewest(neurons: Array) -> int:
         neurons: From :func:`largest_correlation`, with weights that are all 1: their order does not matter.
 
     """
-    patterns = all_patterns(neurons.shape[1] - 1).numpy()
+    patterns = sign_patterns(neurons.shape[1] - 1).numpy()
     terms = [np.maximum(patterns @ (signs * neuron[:-1]) + neuron[-1], 0) for neuron in neurons for signs in patterns]
     margins = np.array(terms).T * patterns.prod(axis=1)[:, None]
     margins *= np.sign(margins.mean(axis=0))
@@ -293,7 +294,7 @@ def _drawn_cost(generator: np.random.Generator, k: int) -> float:
     spread, cost = float(generator.uniform(0, 0.5)), math.inf
     while math.isinf(cost):  # changed by too much, it computes something else
         changed = network.with_state({name: value + spread * noise[name] for name, value in state.items()})
-        cost = norm_at_margin_one(changed, all_patterns(k + 1), range(k))
+        cost = norm_at_margin_one(changed, sign_patterns(k + 1), range(k))
         spread /= 2
     return cost
 
@@ -302,7 +303,7 @@ def _cost_but_one() -> float:
     """Return the cost, for three bits, of all neurons but the first where the first's pattern does not count."""
     weight, bias, output = one_a_pattern(3)
     circuit = ParityCircuit(weight[1:], bias[1:] + 1, output[1:])
-    return norm_at_margin_one(network_of(circuit, 3, range(3)), all_patterns(3)[1:], range(3))
+    return norm_at_margin_one(network_of(circuit, 3, range(3)), sign_patterns(3)[1:], range(3))
 
 
 def _costs_without_biases() -> Array:
@@ -392,7 +393,7 @@ def _draw_biases(axes: Axes) -> None:
 
 def _shares(k: int, biases: Array) -> Array:
     """Return for every bias the mean of parity times activation of a neuron with weights 1, without sign, per norm."""
-    patterns = all_patterns(k).numpy()
+    patterns = sign_patterns(k).numpy()
     activations = np.maximum(patterns.sum(axis=1) + biases[:, None], 0)
     shares: Array = np.abs((activations * patterns.prod(axis=1)).mean(axis=1)) / np.sqrt(k + biases**2)
     return shares

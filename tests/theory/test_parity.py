@@ -18,6 +18,7 @@ from grok_callbacks.functional.parity_circuits import (
     ParityCircuit,
     nearer_half,
     one_a_pattern,
+    sign_patterns,
     six_neurons,
 )
 from grok_lightning.data import TableData
@@ -27,7 +28,6 @@ from grok_lightning.networks import MLPNetwork
 from grok_lightning.tasks import SparseParity
 from grok_lightning.theory import parity
 from grok_lightning.theory.parity import (
-    all_patterns,
     balanced,
     draw_propositions,
     effective_sparsity,
@@ -158,14 +158,14 @@ def test_a_position_is_a_whole_number():
 
 
 def test_all_patterns_are_all():
-    assert all_patterns(3).tolist() == [list(row) for row in product([-1, 1], repeat=3)]
+    assert sign_patterns(3).tolist() == [list(row) for row in product([-1, 1], repeat=3)]
 
 
 def test_an_output_of_0_has_the_wrong_sign():
     network = network_of(ParityCircuit(*(value * 0 for value in one_a_pattern(2))), 2, [0, 1])
-    assert wrong_signs(network, all_patterns(2), [0, 1]).tolist() == [1, 1, 1, 1]
-    assert wrong_signs(proposition_1_network(2, [0, 1]), all_patterns(2), [0, 1]).tolist() == [0, 0, 0, 0]
-    assert wrong_signs(proposition_1_network(2, [0]), all_patterns(2), [1]).tolist() == [0, 1, 1, 0]
+    assert wrong_signs(network, sign_patterns(2), [0, 1]).tolist() == [1, 1, 1, 1]
+    assert wrong_signs(proposition_1_network(2, [0, 1]), sign_patterns(2), [0, 1]).tolist() == [0, 0, 0, 0]
+    assert wrong_signs(proposition_1_network(2, [0]), sign_patterns(2), [1]).tolist() == [0, 1, 1, 0]
 
 
 def test_the_squared_norm_is_of_all_parameters():
@@ -231,34 +231,34 @@ def test_the_norm_at_margin_one_does_not_depend_on_the_scale_of_the_parameters()
         bias *= 3
         output *= 5
 
-    assert norm_at_margin_one(network, all_patterns(3), range(3)) == pytest.approx(18, rel=1e-14)
+    assert norm_at_margin_one(network, sign_patterns(3), range(3)) == pytest.approx(18, rel=1e-14)
     other = with_circuit(network, scale)
-    assert other.logits(all_patterns(3)).abs().min().item() == 15
-    assert norm_at_margin_one(other, all_patterns(3), range(3)) == pytest.approx(18, rel=1e-14)
+    assert other.logits(sign_patterns(3)).abs().min().item() == 15
+    assert norm_at_margin_one(other, sign_patterns(3), range(3)) == pytest.approx(18, rel=1e-14)
 
 
 def test_the_norm_at_margin_one_is_for_the_smallest_margin():
     network = proposition_2_network(3, range(3))  # margins 1, 7 and 10
-    even = all_patterns(3)[all_patterns(3).prod(dim=1) > 0]
-    whole, part = (norm_at_margin_one(network, rows, range(3)) for rows in (all_patterns(3), even))
+    even = sign_patterns(3)[sign_patterns(3).prod(dim=1) > 0]
+    whole, part = (norm_at_margin_one(network, rows, range(3)) for rows in (sign_patterns(3), even))
     assert part == pytest.approx(whole / 7, rel=1e-14)
 
 
 def test_a_network_that_errs_has_no_norm_at_margin_one():
-    assert norm_at_margin_one(proposition_1_network(3, [0, 1]), all_patterns(3), [1, 2]) == math.inf
+    assert norm_at_margin_one(proposition_1_network(3, [0, 1]), sign_patterns(3), [1, 2]) == math.inf
 
 
 @pytest.mark.parametrize("k", [2, 4])
 def test_a_margin_counts_the_sign_of_the_product_alone(k):
     """Without biases, outputs at inputs of -2 and +2 are twice those at -1 and +1, whatever k is."""
-    network, inputs = network_of(nearer_half(k), k, range(k)), all_patterns(k)
+    network, inputs = network_of(nearer_half(k), k, range(k)), sign_patterns(k)
     small, large = (norm_at_margin_one(network, rows, range(k)) for rows in (inputs, 2 * inputs))
     assert large == pytest.approx(small / 2, rel=1e-14)
 
 
 def test_the_norm_at_margin_one_of_inputs_of_any_size_is_by_definition():
     inputs = 1 + torch.rand(50, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    inputs *= all_patterns(2).repeat(13, 1)[:50]
+    inputs *= sign_patterns(2).repeat(13, 1)[:50]
     network = proposition_1_network(2, [0, 1])
     rows = [[float(x) for x in row] for row in inputs]
     margin = min(math.copysign(1, row[0] * row[1]) * output_by_definition(network, row) for row in rows)
@@ -268,7 +268,7 @@ def test_the_norm_at_margin_one_of_inputs_of_any_size_is_by_definition():
 @pytest.mark.parametrize("k", range(1, 7))
 @pytest.mark.parametrize("size", [1, 2])
 def test_effective_sparsity_is_the_number_of_patterns(k, size):
-    inputs = size * all_patterns(k)
+    inputs = size * sign_patterns(k)
     network = network_of(one_a_pattern(k)._replace(bias=size * one_a_pattern(k).bias), k, range(k), 100)
     assert effective_sparsity(network, inputs, range(k)) == (2**k, 2**k)
 
@@ -280,7 +280,7 @@ def test_effective_sparsity_ranks_by_weights():
         weight[4] = 1.0
 
     network = with_circuit(proposition_3_network(3, range(3), 5), grow)
-    assert effective_sparsity(network, all_patterns(3), range(3)) == (5, 5)
+    assert effective_sparsity(network, sign_patterns(3), range(3)) == (5, 5)
 
 
 # The claims.
@@ -340,7 +340,7 @@ def test_a_hypothesis_that_is_kept_shows_nothing(monkeypatch, claim):
 
 
 def three_bits():
-    return all_patterns(3), range(3)
+    return sign_patterns(3), range(3)
 
 
 def signs_with_hypotheses_kept(network, inputs, secret):
@@ -354,7 +354,7 @@ def test_without_biases_signs_are_those_of_a_sum_over_distances(k):
     """Neurons d flips away from the input add relu(k - 2d), with the sign of the parity for even d."""
     network = with_circuit(proposition_1_network(k, range(k)), lambda weight, bias, output: bias.zero_())
     margin = sum((-1) ** d * math.comb(k, d) * max(k - 2 * d, 0) for d in range(k + 1))
-    assert (network.logits(all_patterns(k))[:, 0] * all_patterns(k).prod(dim=1)).tolist() == [margin] * 2**k
+    assert (network.logits(sign_patterns(k))[:, 0] * sign_patterns(k).prod(dim=1)).tolist() == [margin] * 2**k
     assert (margin > 0) == (k in (1, 2, 6))
 
 
@@ -377,7 +377,7 @@ def test_a_neuron_too_many_can_be_left_out(maker):
 def test_no_neuron_can_be_left_out(build, n_neurons):
     for j in range(n_neurons):
         network = with_circuit(build(3, range(3)), lambda weight, bias, output, j=j: output[j].zero_())
-        assert wrong_signs(network, all_patterns(3), range(3)).any()
+        assert wrong_signs(network, sign_patterns(3), range(3)).any()
 
 
 @pytest.mark.parametrize(("a", "right"), [(1.4, False), (1.5, True), (2.0, True), (10.0, True), (50.0, True)])
@@ -387,8 +387,8 @@ def test_the_large_weights_of_proposition_2_need_not_be_10(a, right):
         bias[[0, 3]] = 1 - a
 
     network = with_circuit(proposition_2_network(3, range(3)), resize)
-    outputs = network.logits(all_patterns(3)).flatten()
-    same = torch.allclose(outputs, proposition_2_network(3, range(3)).logits(all_patterns(3)).flatten(), atol=1e-12)
+    outputs = network.logits(sign_patterns(3)).flatten()
+    same = torch.allclose(outputs, proposition_2_network(3, range(3)).logits(sign_patterns(3)).flatten(), atol=1e-12)
     assert same == right
 
 
@@ -397,9 +397,9 @@ def test_the_large_weights_of_proposition_2_need_not_be_10(a, right):
 def test_signs_of_proposition_1_are_right_with_biases_up_to_2_less_k(k, up, right):
     """Or, for one bit, with larger ones yet: both neurons fire, and the right one more."""
     network = with_circuit(proposition_1_network(k, range(k)), lambda weight, bias, output: bias.add_(up))
-    outputs = network.logits(all_patterns(k)).flatten() * all_patterns(k).prod(dim=1)
+    outputs = network.logits(sign_patterns(k)).flatten() * sign_patterns(k).prod(dim=1)
     exact = bool((outputs > 0).all()) and bool(torch.allclose(outputs, outputs[:1], atol=1e-12))
-    firing = torch.relu(network.hidden[0](all_patterns(k).unsqueeze(0)))[0] > 0
+    firing = torch.relu(network.hidden[0](sign_patterns(k).unsqueeze(0)))[0] > 0
     assert (exact and int(firing.sum()) == 2**k) == right
 
 

@@ -15,11 +15,11 @@ from grok_callbacks.functional.parity_circuits import (
     nearer_half,
     one_a_pattern,
     one_star,
+    sign_patterns,
     two_stars,
 )
 from grok_lightning.theory import parity_norm as module
 from grok_lightning.theory.parity import (
-    all_patterns,
     effective_sparsity,
     network_of,
     norm_at_margin_one,
@@ -65,7 +65,7 @@ def test_the_largest_correlation_is_attained_by_the_neurons_that_come_with_it(k)
 @pytest.mark.parametrize(("k", "spare"), [(1, 0), (2, 0), (3, 0), (4, 0), (1, 1), (1, 2), (2, 1), (3, 1), (3, 2)])
 def test_no_drawn_neuron_does_better(k, spare):
     generator, n = np.random.default_rng(k), k + spare
-    rows = np.c_[all_patterns(n).numpy(), np.ones(2**n)]
+    rows = np.c_[sign_patterns(n).numpy(), np.ones(2**n)]
     neurons = generator.standard_normal((20_000, n + 1))
     near = generator.choice([-1.0, 0.0, 1.0], (20_000, n + 1)) + 0.05 * generator.standard_normal((20_000, n + 1))
     for drawn in (neurons, near):
@@ -88,7 +88,7 @@ def test_a_weight_off_the_bits_is_no_loss_to_either_half_but_the_halves_cancel()
     """For k = 3 and no bias, both shifted neurons are best, and as long as the neuron itself: their means differ."""
     both = [correlation_by_definition([1, 1, 1, b]) * 2 for b in (-1, 1)]  # of length 2
     assert both == [pytest.approx(2 / 8)] * 2
-    rows = all_patterns(4)
+    rows = sign_patterns(4)
     mean = (rows[:, :3].prod(dim=1) * torch.relu(rows.sum(dim=1))).mean()
     assert mean == 0
 
@@ -109,7 +109,7 @@ def test_what_is_kept_for_later_calls_cannot_be_changed():
 @pytest.mark.parametrize("k", [1, 2, 3])
 def test_firing_sets_are_those_that_a_plane_cuts_off(k):
     """Of all sets of patterns, each tried by linear programming."""
-    rows = np.c_[all_patterns(k).numpy(), np.ones(2**k)]
+    rows = np.c_[sign_patterns(k).numpy(), np.ones(2**k)]
     found = {tuple(fires) for fires in firing_sets(k).tolist()}
     cut_off = set()
     for fires in product([False, True], repeat=2**k):
@@ -120,7 +120,7 @@ def test_firing_sets_are_those_that_a_plane_cuts_off(k):
 
 
 def test_firing_sets_of_falling_weights_give_all_others_by_order_and_signs():
-    patterns = all_patterns(3).long()
+    patterns = sign_patterns(3).long()
     places = {tuple(row): i for i, row in enumerate(patterns.tolist())}
     alike = set()
     for fires in firing_sets(3, alike=False).tolist():
@@ -156,7 +156,7 @@ def test_spare_bits_count_as_bits():
 def test_linear_programming_finds_no_cheaper_network(k):
     """The least cost of a network of many given neurons, the best ones among them, is that of the bound."""
     generator = np.random.default_rng(0)
-    signs = all_patterns(k).numpy()
+    signs = sign_patterns(k).numpy()
     best = np.concatenate([np.c_[signs, np.full(2**k, bias)] for bias in (-1.0, 0.0, 1.0, 2.0 - k)])
     neurons = np.concatenate([best, generator.standard_normal((500, k + 1))])
     neurons /= np.linalg.norm(neurons, axis=1, keepdims=True)
@@ -170,7 +170,7 @@ def test_linear_programming_finds_no_cheaper_network(k):
 
 @pytest.mark.parametrize("k", range(1, 9))
 def test_neurons_of_equal_weights_compute_the_parity(k):
-    inputs = all_patterns(k + 1)
+    inputs = sign_patterns(k + 1)
     secret = list(range(k, 0, -1))
     outputs = least_norm_network(k + 1, secret, 2**k + 3).logits(inputs)[:, 0]
     assert torch.allclose(outputs, inputs[:, 1:].prod(dim=1), atol=1e-13)
@@ -178,12 +178,12 @@ def test_neurons_of_equal_weights_compute_the_parity(k):
 
 @pytest.mark.parametrize("k", [1, 2, 3, 4])
 def test_they_cost_the_least(k):
-    assert norm_at_margin_one(least_norm_network(k, range(k)), all_patterns(k), range(k)) == pytest.approx(LEAST[k])
+    assert norm_at_margin_one(least_norm_network(k, range(k)), sign_patterns(k), range(k)) == pytest.approx(LEAST[k])
 
 
 def test_four_neurons_do_for_three_bits():
     network = network_of(two_stars(), 3, range(3))
-    patterns = all_patterns(3)
+    patterns = sign_patterns(3)
     assert torch.equal(network.logits(patterns)[:, 0], patterns.prod(dim=1))
     assert norm_at_margin_one(network, patterns, range(3)) == pytest.approx(16, rel=1e-14)
     assert squared_norm(network) == 2 * (4 + 2.25) + 2 * (4 + 0.25)
@@ -202,7 +202,7 @@ def test_the_callbacks_measure_efficiency_by_the_same_bound(k):
     for circuit in (nearer_half(k), one_a_pattern(k), *([one_star(), two_stars(), four_neurons()] if k == 3 else [])):
         chosen = torch.ones_like(circuit.bias, dtype=torch.bool)
         found = float(efficiency(*circuit, torch.arange(k), chosen))
-        cost = norm_at_margin_one(network_of(circuit, k, range(k)), all_patterns(k), range(k))
+        cost = norm_at_margin_one(network_of(circuit, k, range(k)), sign_patterns(k), range(k))
         assert found == pytest.approx(2 / largest_correlation(k).value / cost, rel=1e-12)
 
 
@@ -262,7 +262,7 @@ def test_without_a_margin_on_one_input_seven_neurons_do():
     assert _cost_but_one() == pytest.approx(2 * 7 * 2 / 2)
     weight, bias, output = one_a_pattern(3)
     seven = network_of(ParityCircuit(weight[1:], bias[1:] + 1, output[1:]), 3, range(3))
-    assert norm_at_margin_one(seven, all_patterns(3), range(3)) == math.inf
+    assert norm_at_margin_one(seven, sign_patterns(3), range(3)) == math.inf
 
 
 def test_without_biases_the_norm_is_less_by_their_share():
